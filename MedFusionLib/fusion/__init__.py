@@ -1,0 +1,6 @@
+"""Fusion: one file per method, one registry, one driver that feeds them slices, volumes or tiles."""
+
+from .driver import Fusion, fuse
+from .registry import methods
+
+__all__ = ["Fusion", "fuse", "methods"]

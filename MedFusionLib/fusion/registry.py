@@ -1,0 +1,90 @@
+"""The registry of fusion methods: what each is, and how to load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+from ..errors import MethodError
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the panel, the command line and the result's provenance say of a method.
+
+    name: what requests use. title: what people read. paper: its source, or "".
+    convex: every fused value is a weighted mean of the sources at that voxel or band (nothing invented).
+    dimensions: image ranks that the method works in; a 2-D one runs a volume slice by slice, axially.
+    max_sources: how many sources at once. modalities: those it was made for ("any", or DICOM terms).
+    licence: that of its training data, or "none" where nothing was trained.
+    home: module in this package whose `load(device)` returns the `Fuser`.
+    weights: file in Resources/, or "".
+    """
+
+    name: str
+    title: str
+    paper: str
+    convex: bool
+    home: str
+    dimensions: tuple[int, ...] = (2, 3)
+    max_sources: int = 3
+    modalities: tuple[str, ...] = ("any",)
+    licence: str = "none"
+    weights: str = ""
+
+
+class Fuser(Protocol):
+    """A loaded method, as `load(device)` of its module returns it.
+
+    `halo`: voxels of context that a result voxel depends on, per side: the overlap of tiles. None: the
+    method needs the whole image at once.
+    `prepare(sources, modalities)` (optional): sees the whole float32 stack (S, K, J, I) once, before any
+    tile, for what must be one value per volume (PCA weights, a selector's choice).
+    """
+
+    halo: int | None
+
+    def __call__(self, sources, modalities):
+        """Fuse a batch.
+
+        sources: float32 tensor (B, S, H, W) or (B, S, D, H, W), 0..1, on the method's device.
+        modalities: S DICOM terms, in the order of the sources.
+        Returns (fused, weights): (B, *spatial) in 0..1, and (B, S, *spatial) that sum to 1, or None.
+        """
+
+
+def _table():
+    baseline = {"convex": True, "home": "baselines"}
+    return (
+        Method("average", "Average", "", **baseline),
+        Method("maximum", "Maximum", "", **baseline),
+    )
+
+
+def methods():
+    """dict: name -> `Method`, in the order that people should read them."""
+    return {method.name: method for method in _table()}
+
+
+def find(name):
+    """The `Method` called `name`. Raises MethodError, naming those there are."""
+    known = methods()
+    if name not in known:
+        raise MethodError(f"{name!r} is not a fusion method: choose one of {', '.join(known)}.")
+    return known[name]
+
+
+def load(name, device):
+    """The `Fuser` of a method, on a torch device."""
+    method = find(name)
+    return import_module(f".{method.home}", __package__).load(method, device)
+
+
+def weights_hash(method):
+    """SHA-256 of the method's weight file, or "none"."""
+    if not method.weights:
+        return "none"
+    from .weights import sha256
+
+    return sha256(method.weights)

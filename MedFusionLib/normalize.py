@@ -1,0 +1,52 @@
+"""One intensity mapping per volume: its display range to 0 (black) .. 1 (white)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .volume import require_usable
+
+CT_WINDOW = (-100.0, 900.0)
+"""HU. Wide enough that cortical bone keeps its inner structure, narrow enough that brain is not black."""
+
+MAX_SAMPLES = 1_000_000
+
+
+def looks_like_hu(volume):
+    """Whether a CT's values are Hounsfield units: said so, or air lies far below zero."""
+    return volume.units == "HU" or (volume.modality == "CT" and not volume.units and volume.array.min() <= -500)
+
+
+def display_range(volume):
+    """(black, white) of a scalar volume, in its own units.
+
+    The volume's own `display_range` where it has one. Else CT in HU: `CT_WINDOW`; PET and SPECT: 0 to
+    the 99.95th percentile (a small hot spot must not saturate); others: 0, or the 0.5th percentile where
+    values go below zero, to the 99.8th percentile of what is not background.
+
+    Raises VolumeError for a volume that is constant, not finite or not scalar.
+    """
+    if volume.display_range is not None:
+        return volume.display_range
+    require_usable(volume)
+    if looks_like_hu(volume):
+        return CT_WINDOW
+    flat = volume.array.reshape(-1)
+    sample = flat[:: max(1, flat.size // MAX_SAMPLES)].astype(np.float64)
+    low, high = float(flat.min()), float(flat.max())
+    functional = volume.modality in ("PT", "NM")
+    black = 0.0 if low >= 0 or functional else float(np.percentile(sample, 0.5))
+    body = sample[sample > black + 0.02 * (high - black)]
+    if body.size < 16:
+        return (min(black, low), high)
+    white = float(np.percentile(body, 99.95 if functional else 99.8))
+    return (black, white) if white > black else (low, high)
+
+
+def to_unit(volume, out=None):
+    """float32 array (K, J, I): the display range mapped to 0..1, clipped."""
+    black, white = display_range(volume)
+    unit = np.empty(volume.array.shape, np.float32) if out is None else out
+    np.subtract(volume.array, black, out=unit, casting="unsafe")
+    unit /= white - black
+    return np.clip(unit, 0, 1, out=unit)

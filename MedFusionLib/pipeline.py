@@ -1,0 +1,213 @@
+"""`Request` -> `Result`: the one path that all data takes, from the panel, the console and the command line."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from os import PathLike
+
+from .errors import Cancelled, MethodError, RegistrationError
+from .volume import FUNCTIONAL, Volume, require_different, require_usable
+
+MODELS = ("none", "rigid", "affine", "deformable")
+UNTRUSTED = ("warn", "stop")
+
+
+@dataclass(frozen=True, eq=False)
+class Coloring:
+    """How PET or SPECT is laid over the anatomy.
+
+    lut: name of a colour table in `color.LUTS`. opacity: 0..1 of the colour where the uptake is above
+    `threshold` (in the volume's own units; None: above the black of its display range).
+    """
+
+    lut: str = "PET-Heat"
+    opacity: float = 0.5
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What to do.
+
+    sources: two or three Volumes, or paths that `read_volume` takes. reference: index of the one that keeps
+    its place and gives the grid of the result. registration: "none", "rigid", "affine" or "deformable", of
+    every other source to the reference. untrusted: "warn" (say so in the result's messages) or "stop"
+    (RegistrationError) when a registration's own verdict is "failed". register_options: further keyword
+    arguments of `register` (masks, initial ...).
+    method, mode, axis, device, seed: as `fuse` and `register` take them. coloring: None for no RGB volume;
+    ignored where no source is PET or SPECT. evaluate: measure the result against its sources.
+    """
+
+    sources: tuple[Volume | str | PathLike, ...]
+    reference: int = 0
+    registration: str = "rigid"
+    method: str = "medfusion"
+    mode: str = "volume"
+    axis: str = "axial"
+    device: str = "auto"
+    seed: int = 0
+    coloring: Coloring | None = field(default_factory=Coloring)
+    evaluate: bool = True
+    untrusted: str = "warn"
+    register_options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What came of it.
+
+    fusion: as `fuse` returns it, on the reference's grid. sources: the volumes that were fused, in the order
+    of the request, resampled to that grid in their own units. registrations: one `Registration` per source,
+    None for the reference. rgb: uint8 (K, J, I, 3) Volume, or None. scores: metric name -> value, empty if not
+    asked for. seconds: step -> wall-clock time. messages: what the user should know.
+    """
+
+    fusion: object
+    sources: tuple[Volume, ...]
+    registrations: tuple[object | None, ...]
+    rgb: Volume | None
+    scores: dict[str, float]
+    seconds: dict[str, float]
+    messages: tuple[str, ...]
+
+
+def run(request, progress=None, cancelled=None):
+    """Read, register, normalise, fuse, colour and evaluate.
+
+    progress(fraction, message): called often, fraction rises from 0 to 1. cancelled(): asked often; when it
+    answers True the run ends with `Cancelled`.
+
+    Raises a `MedFusionError` of `errors` for anything that is wrong with the request or its volumes, before
+    any long work where it can be known.
+    """
+    steps = _Steps(progress, cancelled, seconds={})
+    with steps("read", 0.0, 0.05) as report:
+        report(0, "Reading")
+        sources = [_read(source) for source in request.sources]
+        _check(request, sources)
+    fixed = sources[request.reference]
+    registrations, aligned, messages = [], [], []
+    moving = [n for n in range(len(sources)) if n != request.reference]
+    for n, source in enumerate(sources):
+        if n == request.reference:
+            registrations.append(None)
+            aligned.append(source)
+            continue
+        share = 0.55 / len(moving)
+        start = 0.05 + share * moving.index(n)
+        with steps("register", start, start + share) as report:
+            registration = _register(request, fixed, source, report, steps.cancelled, messages)
+        registrations.append(registration)
+        aligned.append(registration.resample(source))
+        steps.check()
+    from .fusion import fuse
+
+    # Weights and the first-source rule follow the request's order; only the grid is the reference's.
+    with steps("fuse", 0.6, 0.9) as report:
+        fusion = fuse(
+            aligned, request.method, request.mode, request.axis, request.device, report, cancelled=steps.cancelled
+        )
+    rgb = None
+    functional = next((source for source in aligned if source.modality in FUNCTIONAL), None)
+    if request.coloring and functional is not None:
+        from .color import colorize
+
+        with steps("color", 0.9, 0.93):
+            rgb = colorize(fusion.volume, functional, request.coloring)
+    scores = {}
+    if request.evaluate:
+        from .metrics import evaluate
+
+        with steps("evaluate", 0.93, 1.0) as report:
+            report(0, "Measuring")
+            scores = evaluate(fusion.volume, aligned)
+    steps.check()
+    if progress:
+        progress(1.0, "Done")
+    return Result(fusion, tuple(aligned), tuple(registrations), rgb, scores, steps.seconds, tuple(messages))
+
+
+def _read(source):
+    if isinstance(source, Volume):
+        return source
+    from .files import read_volume
+
+    return read_volume(source)
+
+
+def _check(request, sources):
+    from .fusion.registry import find
+
+    info = find(request.method)
+    if not 2 <= len(sources) <= info.max_sources:
+        raise MethodError(f"{info.title} fuses 2 to {info.max_sources} volumes: {len(sources)} given.")
+    if not 0 <= request.reference < len(sources):
+        raise MethodError(f"the reference is source {request.reference}, but there are {len(sources)} sources.")
+    for name, value, choices in (
+        ("registration", request.registration, MODELS),
+        ("untrusted", request.untrusted, UNTRUSTED),
+        ("mode", request.mode, ("volume", "slice")),
+        ("axis", request.axis, ("axial", "coronal", "sagittal")),
+    ):
+        if value not in choices:
+            raise MethodError(f"{name} {value!r} is not one of {', '.join(choices)}.")
+    if request.coloring and not 0 <= request.coloring.opacity <= 1:
+        raise MethodError(f"the overlay's opacity is {request.coloring.opacity}: choose 0 to 1.")
+    for source in sources:
+        require_usable(source)
+    require_different(sources)
+
+
+def _register(request, fixed, moving, report, cancelled, messages):
+    from .registration import register
+
+    registration = register(
+        fixed,
+        moving,
+        model=request.registration,
+        device=request.device,
+        seed=request.seed,
+        progress=report,
+        cancelled=cancelled,
+        **request.register_options,
+    )
+    quality = registration.quality
+    if quality is not None and quality.verdict != "good":
+        said = f"Registration of {moving.title} to {fixed.title}: {quality.verdict}. {quality.reason}"
+        if quality.verdict == "failed" and request.untrusted == "stop":
+            raise RegistrationError(said)
+        messages.append(said)
+    return registration
+
+
+class _Steps:
+    """Times named steps, spreads their progress over the whole, and answers for cancelling."""
+
+    def __init__(self, progress, cancelled, seconds):
+        self._progress, self.cancelled, self.seconds = progress, cancelled, seconds
+
+    def check(self):
+        if self.cancelled and self.cancelled():
+            raise Cancelled()
+
+    def __call__(self, name, start, stop):
+        return _Step(self, name, start, stop)
+
+    def report(self, fraction, message):
+        if self._progress:
+            self._progress(fraction, message)
+
+
+class _Step:
+    def __init__(self, steps, name, start, stop):
+        self.steps, self.name, self.start, self.span = steps, name, start, stop - start
+
+    def __enter__(self):
+        self.steps.check()
+        self.began = time.perf_counter()
+        return lambda fraction, message: self.steps.report(self.start + self.span * fraction, message)
+
+    def __exit__(self, *_):
+        spent = time.perf_counter() - self.began
+        self.steps.seconds[self.name] = self.steps.seconds.get(self.name, 0.0) + spent

@@ -1,0 +1,157 @@
+"""`Volume`: voxels with their geometry, units and meaning; the value that everything passes around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .errors import GeometryError, VolumeError
+
+MODALITIES = ("CT", "MR", "PT", "NM", "US", "OT")
+"""DICOM's terms for what MedFusion tells apart."""
+
+FUNCTIONAL = ("PT", "NM")
+"""Modalities whose intensity is metabolism or perfusion rather than anatomy."""
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS <-> LPS: its own inverse."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scalar volume, or one of 3-vectors, in patient space.
+
+    array: (K, J, I), or (K, J, I, 3) for RGB or displacement vectors; kept as given, never copied.
+    affine: 4x4, voxel index (i, j, k) -> RAS millimetres. Oblique, anisotropic, sheared and
+        left-handed matrices are all normal.
+    modality: one of `MODALITIES`. units: of the values ("HU", "SUV", "Bq/mL", "" if unknown).
+    display_range: (black, white) in those units; None: chosen by modality (`normalize.display_range`).
+    attributes: provenance, as text.
+
+    Raises GeometryError or VolumeError for shapes and matrices that are not such a volume.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    modality: str = "OT"
+    units: str = ""
+    name: str = ""
+    display_range: tuple[float, float] | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        array = np.asarray(self.array)
+        affine = np.array(self.affine, dtype=np.float64)
+        if array.dtype == bool:
+            array = array.view(np.uint8)
+        if array.dtype.kind not in "iuf":
+            raise VolumeError(f"{self.title} holds {array.dtype} values: give real numbers.")
+        if (array.ndim == 4 and array.shape[3] != 3) or array.ndim not in (3, 4):
+            raise VolumeError(
+                f"{self.title} has shape {array.shape}: a volume is (K, J, I). Give a 2-D image as one slice"
+                " (array[None]) and one time point or channel of a 4-D series."
+            )
+        if array.size == 0:
+            raise VolumeError(f"{self.title} has no voxels (shape {array.shape}): load it again.")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.allclose(affine[3], (0, 0, 0, 1)):
+            raise GeometryError(f"{self.title}: the affine must be a finite 4x4 matrix, voxel index to RAS mm.")
+        if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            raise GeometryError(f"{self.title}: the affine is singular (a voxel has no volume): check its spacing.")
+        if self.modality not in MODALITIES:
+            raise VolumeError(f"{self.title}: modality {self.modality!r} is not one of {', '.join(MODALITIES)}.")
+        if self.display_range is not None:
+            black, white = (float(x) for x in self.display_range)
+            if not (np.isfinite([black, white]).all() and black < white):
+                raise VolumeError(f"{self.title}: display range ({black}, {white}) must rise from black to white.")
+            object.__setattr__(self, "display_range", (black, white))
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "affine", affine)
+
+    def __repr__(self):
+        size = " x ".join(str(n) for n in self.size)
+        mm = " x ".join(f"{s:.4g}" for s in self.spacing)
+        return f"<Volume {self.title}: {self.modality} {self.units}, {size} voxels of {mm} mm>"
+
+    @property
+    def title(self):
+        """Its name as messages say it."""
+        return f"“{self.name}”" if self.name else f"the {self.modality} volume"
+
+    @property
+    def size(self):
+        """Voxels along (i, j, k)."""
+        return tuple(int(n) for n in self.array.shape[2::-1])
+
+    @property
+    def spacing(self):
+        """Millimetres along (i, j, k)."""
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def is_vector(self):
+        return self.array.ndim == 4
+
+    @property
+    def center(self):
+        """The middle of the grid, RAS mm, shape (3,)."""
+        middle = (np.array(self.size) - 1) / 2
+        return self.affine[:3, :3] @ middle + self.affine[:3, 3]
+
+    def with_array(self, array, **changes):
+        """The same geometry and meaning with other voxels (and `changes` of other fields)."""
+        return replace(self, array=array, **changes)
+
+    def same_grid(self, other, tolerance=1e-3):
+        """Whether both have the same voxels in space, corners within `tolerance` millimetres."""
+        if self.size != other.size:
+            return False
+        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
+        corners[:, :3] *= np.array(self.size) - 1
+        return bool(np.abs(corners @ (self.affine - other.affine).T).max() <= tolerance)
+
+    def anatomical_axis(self, name):
+        """The array axis (0, 1 or 2) whose step is nearest to an anatomical direction.
+
+        name: "axial" (through-plane is superior), "coronal" (anterior) or "sagittal" (right).
+        """
+        directions = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        order = {"sagittal": 0, "coronal": 1, "axial": 2}
+        if name not in order:
+            raise GeometryError(f"axis {name!r} is not one of {', '.join(order)}.")
+        # The three names must fall on three different axes, also for a 45-degree oblique grid.
+        from itertools import permutations
+
+        best = max(permutations(range(3)), key=lambda p: sum(abs(directions[r, p[r]]) for r in range(3)))
+        return 2 - best[order[name]]
+
+
+def require_usable(volume):
+    """Raise VolumeError unless `volume` is a scalar one with finite values that are not all equal.
+
+    Computes nothing that grows with the volume but one pass over it.
+    """
+    if volume.is_vector:
+        raise VolumeError(f"{volume.title} is a colour or vector volume: choose a scalar one (its intensities).")
+    low, high = volume.array.min(), volume.array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = int((~np.isfinite(volume.array)).sum())
+        raise VolumeError(
+            f"{volume.title} has {bad} NaN or infinite voxels: replace them (for example by 0, outside the body)."
+        )
+    if low == high:
+        raise VolumeError(f"{volume.title} is constant (every voxel is {low}): there is nothing to register or fuse.")
+
+
+def require_different(volumes):
+    """Raise VolumeError if two of `volumes` are one: the same object, or the same voxels on the same grid."""
+    for n, first in enumerate(volumes):
+        for second in volumes[n + 1 :]:
+            if first is second or (
+                first.array.dtype == second.array.dtype
+                and first.same_grid(second)
+                and np.array_equal(first.array, second.array)
+            ):
+                raise VolumeError(
+                    f"{first.title} and {second.title} are the same volume: choose two different scans to fuse."
+                )
