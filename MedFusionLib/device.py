@@ -29,4 +29,9 @@ def is_out_of_memory(error):
     """Whether an exception says that a device or the machine ran out of memory."""
     import torch
 
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower()
+    text = str(error).lower()
+    return (
+        isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+        or "out of memory" in text
+        or "allocate memory" in text
+    )
