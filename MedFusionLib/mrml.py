@@ -1,0 +1,389 @@
+"""Volumes <-> Slicer's scene. The only file that imports `slicer`; call it from the main thread."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import slicer
+import vtk
+from slicer import (
+    vtkMRMLColorNode,
+    vtkMRMLLabelMapVolumeNode,
+    vtkMRMLPETProceduralColorNode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSubjectHierarchyConstants,
+    vtkMRMLSubjectHierarchyNode,
+    vtkMRMLTransformNode,
+    vtkMRMLVectorVolumeNode,
+    vtkMRMLVolumeNode,
+)
+
+from .errors import MedFusionError, VolumeError
+from .normalize import display_range, looks_like_hu
+from .volume import FUNCTIONAL, MODALITIES, Volume
+
+MODALITY = "MedFusion.Modality"
+"""Node attribute: the modality that a volume was used as, or that MedFusion gave it."""
+
+SOURCE_ROLE = "medfusionSource"
+"""Node reference from a fused volume to the nodes that it was made of."""
+
+UNITS = {
+    "HU": ("[hnsf'U]", "UCUM", "Hounsfield unit"),
+    "SUV": ("{SUVbw}g/ml", "UCUM", "Standardized Uptake Value body weight"),
+    "Bq/mL": ("Bq/ml", "UCUM", "Becquerels/milliliter"),
+    "": ("1", "UCUM", "no units"),
+}
+"""Units of a `Volume` -> DICOM code value, scheme and meaning, as Slicer's own importers write them."""
+
+PET_COLORS = {
+    "PET-Heat": "SetTypeToHeat",
+    "PET-Rainbow": "SetTypeToRainbow",
+    "PET-Rainbow2": "SetTypeToRainbow2",
+    "PET-DICOM": "SetTypeToDICOM",
+    "PET-HotMetalBlue": "SetTypeToHotMetalBlue",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SceneResult:
+    """The nodes of one result.
+
+    fused: the fused volume. transforms: one transform node per source, None for the reference and for sources
+    that kept their place. overlay: the PET or SPECT on the fused grid, in its own units, coloured; or None.
+    rgb: the colour volume, or None. opacity: of the overlay.
+    """
+
+    fused: vtkMRMLScalarVolumeNode
+    transforms: tuple[vtkMRMLTransformNode | None, ...]
+    overlay: vtkMRMLScalarVolumeNode | None
+    rgb: vtkMRMLVectorVolumeNode | None
+    opacity: float
+
+
+def volume_from_node(node, modality=None):
+    """The `Volume` of a scalar volume node, in world space: its parent transforms are part of it.
+
+    modality: one of `MODALITIES`; None: from the node's DICOM attributes and units, else guessed from its values.
+    Linear parent transforms go into the affine, and the array (K, J, I) is a read-only view of the node's voxels.
+    Under a non-linear one the voxels are those of a hardened copy; the node itself is never changed.
+    The display range is chosen by modality: the window on the screen is for looking, and a narrow one would cut
+    away what should be fused.
+
+    Raises VolumeError for what is not a scalar volume with voxels.
+    """
+    if node is None:
+        raise VolumeError("No volume is chosen: select one.")
+    name = node.GetName() or "unnamed"
+    if not node.IsA("vtkMRMLVolumeNode"):
+        raise VolumeError(f"“{name}” is not a volume: choose a CT, MRI, PET or SPECT volume.")
+    if isinstance(node, vtkMRMLLabelMapVolumeNode):
+        raise VolumeError(f"“{name}” is a label map, not an image: choose the scan that it was drawn on.")
+    image = node.GetImageData()
+    if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
+        raise VolumeError(f"“{name}” has no voxels: load it again.")
+    if image.GetNumberOfScalarComponents() != 1 or isinstance(node, vtkMRMLVectorVolumeNode):
+        raise VolumeError(f"“{name}” is a colour or vector volume: choose a scalar one (its intensities).")
+    modality = modality or modality_of_node(node)
+    units = _units(node)
+    node = _straightened(node)
+    array = slicer.util.arrayFromVolume(node).view()
+    array.flags.writeable = False
+    volume = Volume(array, _affine(node), modality or "OT", units, name)
+    if modality is None:
+        from .files import guess_modality
+
+        volume = replace(volume, modality=guess_modality(volume))
+    if not units and looks_like_hu(volume):
+        volume = replace(volume, units="HU")
+    return volume
+
+
+def modality_of_node(node):
+    """The modality that a volume node says it has, by its DICOM attributes or its units; None if it says nothing."""
+    said = node.GetAttribute(MODALITY)
+    if not said:
+        hierarchy = _hierarchy()
+        item = hierarchy.GetItemByDataNode(node)
+        attribute = vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
+        said = (hierarchy.GetItemAttribute(item, attribute) if item else "") or node.GetAttribute(attribute)
+    if said:
+        return said if said in MODALITIES else "OT"
+    return {"HU": "CT", "SUV": "PT"}.get(_units(node))
+
+
+def add_volume(volume, name=None, parent=None):
+    """A new volume node of a `Volume`, named uniquely after it, under a subject hierarchy item.
+
+    A scalar Volume becomes a scalar volume node shown in its display range, one of uint8 3-vectors a colour volume.
+    """
+    kind = "vtkMRMLVectorVolumeNode" if volume.is_vector else "vtkMRMLScalarVolumeNode"
+    node = _new_node(kind, name or volume.name or volume.modality, parent)
+    slicer.util.updateVolumeFromArray(node, _displayable(volume.array))
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(volume.affine))
+    for key, value in volume.attributes.items():
+        node.SetAttribute(key, value)
+    node.SetAttribute(MODALITY, volume.modality)
+    if volume.is_vector:
+        node.SetVoxelVectorType(node.VoxelVectorTypeColorRGB)
+        node.CreateDefaultDisplayNodes()
+        return node
+    units = slicer.vtkCodedEntry()
+    units.SetValueSchemeMeaning(*UNITS.get(volume.units, (volume.units, "UCUM", volume.units)))
+    node.SetVoxelValueUnits(units)
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().AutoWindowLevelOff()
+    node.GetDisplayNode().SetWindowLevelMinMax(*display_range(volume))
+    return node
+
+
+def add_result(result, nodes, request):
+    """Add a `pipeline.Result` to the scene, under the study of the reference's node; returns a `SceneResult`.
+
+    nodes: the volume nodes that `request.sources` came from, in the same order. Where anything fails, the scene is
+    left as it was.
+    """
+    reference = nodes[request.reference]
+    with _all_or_nothing():
+        parent = _study(reference)
+        fused = add_volume(result.fusion.volume, parent=parent)
+        _keep_instances(reference, fused)
+        for node in nodes:
+            fused.AddNodeReferenceID(SOURCE_ROLE, node.GetID())
+        transforms = tuple(
+            _add_transform(registration, node, reference, parent)
+            for registration, node in zip(result.registrations, nodes, strict=True)
+        )
+        overlay = rgb = None
+        shown = next((n for n, source in enumerate(result.sources) if source.modality in FUNCTIONAL), None)
+        if request.coloring and shown is not None:
+            overlay = _add_overlay(result.sources[shown], nodes[shown], request.coloring, parent)
+        if result.rgb is not None:
+            rgb = add_volume(result.rgb, name=f"{fused.GetName()} colour", parent=parent)
+            _keep_instances(reference, rgb)
+    return SceneResult(fused, transforms, overlay, rgb, request.coloring.opacity if request.coloring else 0.0)
+
+
+def remove_result(scene_result):
+    """Take the nodes of a `SceneResult` out of the scene again."""
+    for node in (scene_result.fused, scene_result.overlay, scene_result.rgb, *scene_result.transforms):
+        if node is not None:
+            _remove(node)
+
+
+def show(scene_result):
+    """Show a result in all slice views: the fused volume below, the coloured overlay above, turned to its planes.
+
+    Without a layout manager (no main window) the views' nodes are set and nothing is fitted to a screen.
+    """
+    manager = slicer.app.layoutManager() if hasattr(slicer, "app") else None
+    for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        view.RotateToVolumePlane(scene_result.fused)
+    slicer.util.setSliceViewerLayers(
+        background=scene_result.fused,
+        foreground=scene_result.overlay,
+        label=None,
+        foregroundOpacity=scene_result.opacity if scene_result.overlay else 0.0,
+        fit=manager is not None,
+    )
+
+
+def _add_overlay(volume, node, coloring, parent):
+    overlay = add_volume(volume, name=f"{node.GetName()} overlay", parent=parent)
+    _keep_instances(node, overlay)
+    display = overlay.GetDisplayNode()
+    display.SetAndObserveColorNodeID(_color_node(coloring.lut).GetID())
+    black, _ = display_range(volume)
+    least = coloring.threshold
+    if least is None:
+        # What is black is clear, not a dark veil over the anatomy.
+        whole = volume.array.dtype.kind in "iu"
+        least = np.floor(black) + 1 if whole else np.nextafter(np.float32(black), np.float32(np.inf))
+    display.SetLowerThreshold(float(least))
+    display.SetUpperThreshold(float(max(volume.array.max(), least)))
+    display.ApplyThresholdOn()
+    return overlay
+
+
+def _color_node(name):
+    """Slicer's colour node called `name`; a PET one is made where the scene does not have it."""
+    for node in slicer.util.getNodesByClass("vtkMRMLColorNode"):
+        if isinstance(node, vtkMRMLColorNode) and node.GetName() == name:
+            return node
+    if name not in PET_COLORS:
+        raise VolumeError(f"Slicer has no colour table “{name}”: choose one of {', '.join(PET_COLORS)}.")
+    node = vtkMRMLPETProceduralColorNode()
+    getattr(node, PET_COLORS[name])()
+    node.SetName(name)
+    return slicer.mrmlScene.AddNode(node)
+
+
+def _add_transform(registration, moving, fixed, parent):
+    """The transform node under which the moving node lies where its resampled volume does."""
+    if registration is None or registration.model == "none":
+        return None
+    node = _new_node("vtkMRMLTransformNode", f"{moving.GetName()} to {fixed.GetName()}", parent)
+    # A node has one parent: the new transform takes the place of the present one, so it contains it.
+    present = vtk.vtkGeneralTransform()
+    before = moving.GetParentTransformNode()
+    straight = before is None or before.IsTransformToWorldLinear()
+    if before is not None:
+        vtkMRMLTransformNode.GetTransformBetweenNodes(before, None, present)
+    if straight and registration.displacement is None:
+        slicer.util.updateTransformMatrixFromArray(node, registration.matrix @ _matrix_to_world(moving))
+    else:
+        frozen = vtk.vtkGeneralTransform()
+        vtkMRMLTransformNode.DeepCopyTransform(frozen, present)
+        frozen.Inverse()
+        back = vtk.vtkGeneralTransform()
+        back.PostMultiply()
+        back.Concatenate(_from_fixed(registration))
+        if before is not None:
+            back.Concatenate(frozen)
+        node.SetAndObserveTransformFromParent(back)
+    node.SetNodeReferenceID(node.GetMovingNodeReferenceRole(), moving.GetID())
+    node.SetNodeReferenceID(node.GetFixedNodeReferenceRole(), fixed.GetID())
+    node.SetAttribute("MedFusion.Registration", registration.model)
+    if registration.quality is not None:
+        node.SetAttribute("MedFusion.Quality", f"{registration.quality.verdict}: {registration.quality.reason}")
+    return node
+
+
+def _from_fixed(registration):
+    """vtkAbstractTransform: fixed -> moving, RAS mm."""
+    if registration.displacement is None:
+        inverse = vtk.vtkTransform()
+        inverse.SetMatrix(slicer.util.vtkMatrixFromArray(np.linalg.inv(registration.matrix)))
+        return inverse
+    field = registration.displacement
+    grid = vtk.vtkImageData()
+    grid.SetDimensions(field.size)
+    grid.SetSpacing(field.spacing)
+    grid.SetOrigin(field.affine[:3, 3])
+    vectors = vtk.util.numpy_support.numpy_to_vtk(field.array.reshape(-1, 3).astype(np.float64), deep=True)
+    grid.GetPointData().SetScalars(vectors)
+    directions = np.eye(4)
+    directions[:3, :3] = field.affine[:3, :3] / np.array(field.spacing)
+    transform = slicer.vtkOrientedGridTransform()
+    transform.SetGridDirectionMatrix(slicer.util.vtkMatrixFromArray(directions))
+    transform.SetDisplacementGridData(grid)
+    transform.SetInterpolationModeToLinear()
+    return transform
+
+
+def _straightened(node):
+    """The node itself, or under a non-linear parent transform a hardened copy of it outside the scene."""
+    before = node.GetParentTransformNode()
+    if before is None or before.IsTransformToWorldLinear():
+        return node
+    copy = vtkMRMLScalarVolumeNode()
+    copy.Copy(node)
+    copy.SetAndObserveTransformNodeID(None)
+    copy.SetAndObserveImageData(node.GetImageData())
+    to_world = vtk.vtkGeneralTransform()
+    before.GetTransformToWorld(to_world)
+    copy.ApplyTransform(to_world)
+    return copy
+
+
+def _affine(node):
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return _matrix_to_world(node) @ slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _matrix_to_world(node):
+    """4x4 of a node's linear parent transforms, RAS mm, to world."""
+    matrix = vtk.vtkMatrix4x4()
+    before = node.GetParentTransformNode()
+    if before is not None:
+        vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(before, None, matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _units(node):
+    """Units of a node's voxels as `Volume` says them, "" if the node does not say."""
+    entry = node.GetVoxelValueUnits()
+    code = entry.GetCodeValue() if entry is not None else None
+    known = {value: units for units, (value, _, _) in UNITS.items()}
+    return known.get(code, code or "")
+
+
+def _displayable(array):
+    """The array in a type that Slicer's volumes can hold."""
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _keep_instances(source, node):
+    """Let a node say from which DICOM instances it comes, as copies of a volume do in Slicer."""
+    instances = source.GetAttribute("DICOM.instanceUIDs")
+    if instances:
+        node.SetAttribute("DICOM.instanceUIDs", instances)
+
+
+def _hierarchy():
+    return vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+
+
+def _study(node):
+    """Subject hierarchy item of a node's study; without one, of what the node lies in."""
+    hierarchy = _hierarchy()
+    item = hierarchy.GetItemByDataNode(node)
+    if not item:
+        return hierarchy.GetSceneItemID()
+    study = hierarchy.GetItemAncestorAtLevel(item, vtkMRMLSubjectHierarchyConstants.GetDICOMLevelStudy())
+    return study or hierarchy.GetItemParent(item)
+
+
+def _new_node(kind, name, parent):
+    scene = slicer.mrmlScene
+    node = scene.AddNewNodeByClass(kind, scene.GenerateUniqueName(name))
+    if parent is not None:
+        hierarchy = _hierarchy()
+        item = hierarchy.GetItemByDataNode(node)
+        if item:
+            hierarchy.SetItemParent(item, parent)
+        else:  # without Slicer's application nothing adds new nodes to the hierarchy
+            hierarchy.CreateItem(parent, node)
+    return node
+
+
+def _remove(node):
+    hierarchy = _hierarchy()
+    item = hierarchy.GetItemByDataNode(node)
+    if item:
+        hierarchy.RemoveItem(item, False, False)
+    scene = slicer.mrmlScene
+    helpers = [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())]
+    helpers += [node.GetNthStorageNode(n) for n in range(node.GetNumberOfStorageNodes())]
+    for gone in (node, *helpers):
+        if gone is not None and scene.IsNodePresent(gone):
+            scene.RemoveNode(gone)
+
+
+@contextmanager
+def _all_or_nothing():
+    """Remove what was added to the scene inside, where an error leaves it."""
+    scene = slicer.mrmlScene
+    _hierarchy()  # made when first asked for: not part of what may have to go
+    before = {scene.GetNthNode(n).GetID() for n in range(scene.GetNumberOfNodes())}
+    try:
+        yield
+    except Exception as error:
+        added = [scene.GetNthNode(n) for n in range(scene.GetNumberOfNodes())]
+        for node in [node for node in added if node.GetID() not in before]:
+            if not scene.IsNodePresent(node):
+                continue
+            if node.IsA("vtkMRMLDisplayableNode") or node.IsA("vtkMRMLStorableNode"):
+                _remove(node)
+            else:
+                scene.RemoveNode(node)
+        if isinstance(error, MedFusionError):
+            raise
+        raise VolumeError(f"The result could not be added to the scene, which is unchanged: {error}") from error
