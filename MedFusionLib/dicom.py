@@ -1,0 +1,345 @@
+"""DICOM series -> Volume: geometry from positions, HU by the rescale tags, PET in SUV where the header allows it.
+
+No name, ID or date of a patient leaves this file: messages speak of modality and series description.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections import defaultdict
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import FileError, GeometryError, VolumeError
+from .volume import LPS, MODALITIES, Volume
+
+log = logging.getLogger(__name__)
+
+MAX_UNEVEN = 0.05
+"""Share of the slice spacing by which a single gap may differ before the volume would be distorted."""
+
+_HEADER = [
+    "SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "ImageType",
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept", "RescaleType",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence", "Units",
+    "SUVType", "DecayCorrection", "CorrectedImage", "PatientWeight", "RadiopharmaceuticalInformationSequence",
+    "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime",
+]  # fmt: skip
+
+
+def read_series(path, series=None):
+    """Read one series as a Volume.
+
+    path: a folder (searched with its subfolders) or one DICOM file. series: which one, where there are
+    several: its number, its description or its instance UID.
+
+    CT is in HU. PET is in SUV (body weight) where the header has what it takes, else in its own units; the
+    log says which. A tilted gantry gives a sheared affine, which keeps every voxel in its true place.
+
+    Raises FileError for no images or an unclear choice, GeometryError for missing or uneven slices,
+    VolumeError for a series with several images at one place (time points, echoes).
+    """
+    path = Path(path)
+    groups = _scan(path)
+    if not groups:
+        raise FileError(f"{path.name!r} holds no DICOM images: choose the folder of a CT, MR, PT or NM series.")
+    headers = _choose(groups, series)
+    first = headers[0]
+    if int(first.get("SamplesPerPixel", 1)) != 1:
+        raise VolumeError(f"the series {_label(first)} is in colour: choose the scan itself, not a capture of it.")
+    frames = _frames(headers)
+    affine, frames = _geometry(frames, _label(first))
+    array = _pixels(frames, (int(first.Rows), int(first.Columns)), _label(first))
+    modality = _text(first, "Modality")
+    modality = modality if modality in MODALITIES else "OT"
+    units = ""
+    # Air is far below zero in HU; a CT without a rescale intercept is in some scale of the scanner's own.
+    if modality == "CT" and _text(first, "RescaleType") in ("HU", "US", "") and array.min() <= -500:
+        units = "HU"
+    elif modality == "PT":
+        factor, units = suv_factor(headers)
+        array *= np.float32(factor)
+    name = _text(first, "SeriesDescription") or modality
+    return Volume(_compact(array), LPS @ affine, modality, units, name)
+
+
+def suv_factor(headers):
+    """(factor, units) that turn a PET series' stored values into SUV by body weight, or leave them.
+
+    headers: the series' datasets. The decay-corrected dose follows the vendor-neutral reading of the
+    standard: values corrected to the scan's start ("START") are divided by the dose decayed until then,
+    values corrected to the injection ("ADMIN") by the whole dose.
+    """
+    first = headers[0]
+    units = _text(first, "Units")
+    kept = {"BQML": "Bq/mL", "CNTS": "counts", "GML": "g/mL"}.get(units, units)
+    if units == "GML" and _text(first, "SUVType") in ("BW", ""):
+        return 1.0, "SUV"
+    if units == "CNTS" and (0x7053, 0x1000) in first:
+        # Philips: counts to SUV.
+        with contextlib.suppress(ValueError, TypeError):
+            factor = float(first[0x7053, 0x1000].value)
+            if factor > 0:
+                return factor, "SUV"
+    if units != "BQML":
+        return 1.0, kept
+    reason = ""
+    try:
+        agent = first.RadiopharmaceuticalInformationSequence[0]
+        weight, dose = float(first.PatientWeight), float(agent.RadionuclideTotalDose)
+        half_life = float(agent.RadionuclideHalfLife)
+        correction = _text(first, "DecayCorrection")
+        if min(weight, dose, half_life) <= 0:
+            reason = "a weight, dose or half-life of zero"
+        elif correction == "ADMIN":
+            return 1000 * weight / dose, "SUV"
+        elif correction == "START":
+            waited = _seconds_from_injection(headers, agent)
+            if 0 <= waited < 20 * half_life:
+                return 1000 * weight / (dose * 2 ** (-waited / half_life)), "SUV"
+            reason = "an implausible time between injection and scan"
+        else:
+            reason = "no decay correction"
+    except (AttributeError, IndexError, TypeError, ValueError):
+        reason = "no body weight, dose, half-life or times"
+    log.warning("The PET stays in Bq/mL, since its header has %s to make SUV of it.", reason)
+    return 1.0, kept
+
+
+def _seconds_from_injection(headers, agent):
+    scans = []
+    for header in headers:
+        for kind in ("Series", "Acquisition"):
+            day, clock = header.get(f"{kind}Date") or header.get("SeriesDate"), header.get(f"{kind}Time")
+            if day and clock:
+                scans.append(_moment(day, clock))
+    scan = min(scans) if scans else None
+    if scan is None:
+        raise ValueError
+    if agent.get("RadiopharmaceuticalStartDateTime"):
+        text = str(agent.RadiopharmaceuticalStartDateTime)
+        injected = _moment(text[:8], text[8:])
+    else:
+        injected = _moment(scan.strftime("%Y%m%d"), agent.RadiopharmaceuticalStartTime)
+        if injected > scan:
+            injected -= timedelta(days=1)
+    return (scan - injected).total_seconds()
+
+
+def _moment(day, clock):
+    digits = str(clock).split("+")[0].split("-")[0].partition(".")[0].ljust(6, "0")
+    return datetime.strptime(str(day)[:8] + digits[:6], "%Y%m%d%H%M%S")
+
+
+def _scan(path):
+    """{series instance UID: [header, ...]}; every header knows its `filename`."""
+    import pydicom
+
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    groups = defaultdict(dict)
+    for file in files:
+        if file.name == "DICOMDIR":
+            continue
+        try:
+            with warnings.catch_warnings():
+                # Its warnings quote values of the header.
+                warnings.simplefilter("ignore")
+                header = pydicom.dcmread(file, specific_tags=[*_HEADER, 0x70531000], stop_before_pixels=True)
+                if "Rows" in header and "Columns" in header:
+                    groups[str(header.get("SeriesInstanceUID", ""))].setdefault(header.get("SOPInstanceUID"), header)
+        except (pydicom.errors.InvalidDicomError, EOFError, ValueError, TypeError):
+            continue
+    return {uid: list(headers.values()) for uid, headers in groups.items()}
+
+
+def _choose(groups, series):
+    if series is None:
+        if len(groups) == 1:
+            return next(iter(groups.values()))
+        raise FileError(f"the folder holds {len(groups)} DICOM series: say which (series=).{_listing(groups)}")
+    wanted = str(series).strip().lower()
+    found = []
+    for uid, headers in groups.items():
+        first = headers[0]
+        names = (uid, _text(first, "SeriesNumber"), _text(first, "SeriesDescription").lower())
+        if wanted in names:
+            found.append(headers)
+    if len(found) != 1:
+        count = "no" if not found else str(len(found))
+        raise FileError(f"{count} DICOM series of the folder is called {series!r}: choose one.{_listing(groups)}")
+    return found[0]
+
+
+def _listing(groups):
+    lines = sorted(
+        (int(headers[0].get("SeriesNumber") or 0), _label(headers[0]), len(headers)) for headers in groups.values()
+    )
+    return "".join(f"\n  {number}: {label}, {count} file{'s' * (count > 1)}" for number, label, count in lines)
+
+
+def _label(header):
+    description = _text(header, "SeriesDescription") or "without description"
+    return f"{_text(header, 'Modality') or 'OT'} “{description}”"
+
+
+def _text(header, keyword):
+    """A tag's value as text; "" where the tag is absent or empty."""
+    value = header.get(keyword)
+    return "" if value is None else str(value).strip()
+
+
+class _Frame:
+    """One image: where its voxels are (LPS mm) and where its pixels come from."""
+
+    def __init__(self, header, index, position, orientation, spacing, slope=None, intercept=None):
+        self.file, self.index = header.filename, index
+        self.position = np.array(position, float)
+        self.row, self.column = np.array(orientation, float).reshape(2, 3)
+        self.spacing = tuple(float(s) for s in spacing)
+        self.slope, self.intercept = slope, intercept
+        self.step = float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0)
+
+
+def _frames(headers):
+    frames = []
+    for header in headers:
+        try:
+            if "PerFrameFunctionalGroupsSequence" in header:
+                frames += _enhanced(header)
+            elif int(header.get("NumberOfFrames") or 1) > 1:
+                frames += _multi_frame(header)
+            else:
+                where = header.ImagePositionPatient, header.ImageOrientationPatient, header.PixelSpacing
+                frames.append(_Frame(header, None, *where))
+        except (AttributeError, IndexError, TypeError, ValueError):
+            continue
+    if len(frames) < len(headers):
+        lost = len(headers) - len(frames)
+        if not frames:
+            raise GeometryError(
+                f"the series {_label(headers[0])} does not say where its images lie in the patient: it is a capture or"
+                " a projection. Choose the reconstructed slices."
+            )
+        log.warning("%d images of the series say no position and are left out.", lost)
+    return frames
+
+
+def _enhanced(header):
+    shared = header.get("SharedFunctionalGroupsSequence") or [{}]
+    for index, group in enumerate(header.PerFrameFunctionalGroupsSequence):
+
+        def find(sequence, group=group):
+            return (group.get(sequence) or shared[0].get(sequence))[0]
+
+        values = group.get("PixelValueTransformationSequence") or shared[0].get("PixelValueTransformationSequence")
+        slope, intercept = (values[0].RescaleSlope, values[0].RescaleIntercept) if values else (1, 0)
+        yield _Frame(
+            header,
+            index,
+            find("PlanePositionSequence").ImagePositionPatient,
+            find("PlaneOrientationSequence").ImageOrientationPatient,
+            find("PixelMeasuresSequence").PixelSpacing,
+            float(slope),
+            float(intercept),
+        )
+
+
+def _multi_frame(header):
+    """Reconstructed SPECT: one position for the first frame, then a step."""
+    detector = (header.get("DetectorInformationSequence") or [header])[0]
+    orientation = detector.get("ImageOrientationPatient") or header.ImageOrientationPatient
+    origin = np.array(detector.get("ImagePositionPatient") or header.ImagePositionPatient, float)
+    normal = np.cross(*np.array(orientation, float).reshape(2, 3))
+    step = float(header.get("SpacingBetweenSlices") or header.SliceThickness)
+    slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+    for index in range(int(header.NumberOfFrames)):
+        yield _Frame(header, index, origin + index * step * normal, orientation, header.PixelSpacing, slope, intercept)
+
+
+def _geometry(frames, label):
+    """(4x4 affine, index (i, j, k) -> LPS mm; the frames in the order of k)."""
+    first = frames[0]
+    for frame in frames:
+        turned = max(np.abs(frame.row - first.row).max(), np.abs(frame.column - first.column).max())
+        if turned > 1e-3 or not np.allclose(frame.spacing, first.spacing, rtol=1e-3):
+            raise GeometryError(
+                f"the series {label} mixes images of different directions or pixel sizes (a scout among the slices?):"
+                " choose a series of parallel slices."
+            )
+    normal = np.cross(first.row, first.column)
+    places = np.array([frame.position @ normal for frame in frames])
+    order = np.argsort(places, kind="stable")
+    frames, gaps = [frames[n] for n in order], np.diff(places[order])
+    step = normal * first.step
+    if len(frames) > 1:
+        typical = float(np.median(gaps))
+        if gaps.min() < 0.01 or typical < 0.01:
+            raise VolumeError(
+                f"the series {label} has several images at one place (time points, echoes or phases): export one of"
+                " them as a series of its own."
+            )
+        lost = int(np.rint(gaps / typical - 1)[gaps > 1.5 * typical].sum())
+        if lost:
+            raise GeometryError(
+                f"the series {label} lacks {lost} of its slices (gaps up to {gaps.max():.2f} mm where the spacing is"
+                f" {typical:.2f} mm): export it again."
+            )
+        uneven = float(np.abs(gaps - typical).max())
+        if uneven > MAX_UNEVEN * typical:
+            raise GeometryError(
+                f"the series {label} has uneven slices ({gaps.min():.2f} to {gaps.max():.2f} mm apart): resample it to"
+                " even ones first (Slicer's DICOM import regularises them)."
+            )
+        step = (frames[-1].position - frames[0].position) / (len(frames) - 1)
+        tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
+        if tilt > 0.1:
+            log.warning("The gantry was tilted by %.1f degrees: the volume has a sheared grid.", tilt)
+    affine = np.eye(4)
+    # DICOM's spacing is (between rows, between columns); i runs along a row.
+    affine[:3, 0], affine[:3, 1] = frames[0].row * frames[0].spacing[1], frames[0].column * frames[0].spacing[0]
+    affine[:3, 2], affine[:3, 3] = step, frames[0].position
+    return affine, frames
+
+
+def _pixels(frames, shape, label):
+    """float32 (K, J, I), rescaled. Slice by slice: every PET slice has a slope of its own."""
+    array = np.empty((len(frames), *shape), np.float32)
+    stacks = {}
+    for plane, frame in zip(array, frames, strict=True):
+        try:
+            if frame.index is None:
+                pixels = sitk.GetArrayViewFromImage(sitk.ReadImage(frame.file, sitk.sitkFloat32))
+                plane[...] = pixels.reshape(shape)
+            else:
+                if frame.file not in stacks:
+                    stacks[frame.file] = _stack(frame.file)
+                np.multiply(stacks[frame.file][frame.index], frame.slope, out=plane, casting="unsafe")
+                plane += np.float32(frame.intercept)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise FileError(
+                f"the series {label} has pixels that cannot be read (damaged, of another size, or an unusual"
+                " compression): export it again, uncompressed."
+            ) from error
+    return array
+
+
+def _stack(file):
+    import pydicom
+
+    try:
+        return pydicom.dcmread(file).pixel_array
+    except (AttributeError, NotImplementedError) as error:
+        raise ValueError("no pixels") from error
+
+
+def _compact(array):
+    """int16 where that holds every value exactly, as CT does: half the memory."""
+    if array.min() >= -32768 and array.max() <= 32767 and all(np.array_equal(p, np.rint(p)) for p in array):
+        return array.astype(np.int16)
+    return array

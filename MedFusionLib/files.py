@@ -1,0 +1,289 @@
+"""Volumes <-> files: NIfTI, NRRD, MetaImage, whatever else SimpleITK reads, and DICOM folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import FileError, GeometryError, VolumeError
+from .volume import LPS, MODALITIES, Volume
+
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""File name endings that `write_volume` takes; of these `.nhdr` and `.mhd` have a second file for the voxels."""
+
+DETACHED = {".nhdr": (".raw", ".raw.gz"), ".mhd": (".raw", ".zraw")}
+
+MAX_LABELS = 48
+"""An integer image with no more different values than this is a segmentation, not a scan."""
+
+_TOKENS = {
+    "CT": {"ct", "ctac", "cbct"},
+    "MR": {"mr", "mri", "t1", "t1w", "t1c", "t1ce", "t2", "t2w", "flair", "pd", "pdw", "mprage", "dwi", "adc", "swi"},
+    "PT": {"pt", "pet", "fdg", "suv", "fet", "psma", "amyloid"},
+    "NM": {"nm", "spect", "hmpao", "datscan"},
+    "US": {"us", "ultrasound"},
+}
+_METADATA = "MedFusion."
+
+
+def read_volume(path, modality=None, units=None, name=None, *, series=None, labels=False):
+    """Read a file or a DICOM folder.
+
+    modality, units: None: from the DICOM header, from what MedFusion itself wrote, or `guess_modality`.
+    name: None: the file's name without its ending, or the DICOM series description.
+    series: which DICOM series of a folder that holds several: its number, description or instance UID.
+    labels: True: take a segmentation (a mask) too, which is otherwise refused as no scan.
+
+    Returns a `Volume` in RAS mm; a 2-D image becomes one slice, an RGB image a (K, J, I, 3) volume.
+    Raises FileError for what is missing or cannot be read, VolumeError for what is no volume of one scan.
+    """
+    path = Path(path)
+    try:
+        folder = path.is_dir()
+        if not folder and not path.is_file():
+            raise FileError(f"there is no file or folder {path.name!r}: check the path.")
+        if folder or _is_dicom(path):
+            from .dicom import read_series
+
+            volume = read_series(path, series)
+        else:
+            volume = _from_file(path)
+    except PermissionError as error:
+        raise FileError(f"{path.name!r} may not be read: check its permissions.") from error
+    if modality is None and volume.modality == "OT":
+        modality = guess_modality(volume, path.name)
+    if modality is not None or units is not None or name is not None:
+        kept = volume.units if units is None else units
+        volume = volume.with_array(
+            volume.array, modality=modality or volume.modality, units=kept, name=volume.name if name is None else name
+        )
+    if not volume.units and volume.modality == "CT" and not volume.is_vector and volume.array.min() <= -500:
+        volume = volume.with_array(volume.array, units="HU")
+    if not labels:
+        _refuse_labels(volume)
+    return volume
+
+
+def write_volume(volume, path):
+    """Write a volume as `.nii.gz`, `.nii`, `.nrrd`, `.nhdr`, `.mha` or `.mhd`.
+
+    The file is written beside its place and moved there when it is whole, so that a failure leaves what was
+    there before. Units, modality and attributes go along in NRRD and MetaImage.
+
+    Raises FileError if it cannot be written, GeometryError for a sheared grid in a format that has none.
+    """
+    path = Path(path)
+    ending = _ending(path.name)
+    if ending not in WRITABLE:
+        raise FileError(f"{path.name!r}: write {', '.join(WRITABLE)}; the ending says which.")
+    if not path.parent.is_dir():
+        raise FileError(f"the folder of {path.name!r} does not exist: make it first.")
+    if ending in (".nii", ".nii.gz") and _is_sheared(volume.affine):
+        raise GeometryError(
+            f"{volume.title} has a sheared grid (a CT with gantry tilt, say), which NIfTI readers do not agree on:"
+            " write .nrrd."
+        )
+    image = to_sitk(volume)
+    for key, value in {"Modality": volume.modality, "Units": volume.units, "Name": volume.name}.items():
+        if value:
+            image.SetMetaData(_METADATA + key, value)
+    if volume.display_range:
+        image.SetMetaData(_METADATA + "DisplayRange", f"{volume.display_range[0]!r} {volume.display_range[1]!r}")
+    for key, value in volume.attributes.items():
+        image.SetMetaData(key, str(value))
+    with written_beside(path) as partial, _quiet():
+        try:
+            sitk.WriteImage(image, str(partial), useCompression=ending != ".nii")
+            _check_written(partial, image)
+        except RuntimeError as error:
+            raise FileError(_why_not_written(path, partial)) from error
+
+
+@contextlib.contextmanager
+def written_beside(path):
+    """A path in a private folder beside `path`, with its name; what is written there is moved into place at the end.
+
+    Other files that the writer puts next to it move along. When the body raises, nothing is left behind.
+    """
+    path = Path(path)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".medfusion-", dir=path.parent)
+    except OSError as error:
+        raise FileError(f"{path.name!r} cannot be written ({error.strerror}): choose another folder.") from error
+    with folder:
+        yield Path(folder.name) / path.name
+        try:
+            # The header last: it is what makes the others a file.
+            for file in sorted(Path(folder.name).iterdir(), key=lambda f: f.name == path.name):
+                os.replace(file, path.parent / file.name)
+        except OSError as error:
+            raise FileError(f"{path.name!r} cannot be written ({error.strerror}): choose another place.") from error
+
+
+def guess_modality(volume, file_name=""):
+    """A DICOM term for a volume that does not say what it is.
+
+    By a word of its file's name ("pet", "t1w", ...), else by its values: air at -1000 and bone above 300 make a
+    CT in Hounsfield units. Else "OT": MRI, PET and SPECT cannot be told apart safely by their values.
+    """
+    words = set(re.split(r"[^a-z0-9]+", file_name.lower()))
+    named = [modality for modality, tokens in _TOKENS.items() if words & tokens]
+    if len(named) == 1:
+        return named[0]
+    if volume.is_vector or volume.array.dtype.kind == "u":
+        return "OT"
+    flat = volume.array.reshape(-1)
+    sample = flat[:: max(1, flat.size // 200_000)]
+    sample = sample[np.isfinite(sample)]
+    if not sample.size:
+        return "OT"
+    low, high = np.percentile(sample, (0.5, 99.5))
+    air = np.mean((sample > -1150) & (sample < -900))
+    return "CT" if -4100 <= low <= -900 and 100 < high < 20_000 and air > 0.02 else "OT"
+
+
+def to_sitk(volume):
+    """SimpleITK image (LPS mm) of a volume; vectors stay as they are. Copies the voxels."""
+    array = volume.array
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    image = sitk.GetImageFromArray(array, isVector=volume.is_vector)
+    matrix = LPS @ volume.affine
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    image.SetSpacing([float(s) for s in spacing])
+    image.SetDirection([float(x) for x in (matrix[:3, :3] / spacing).reshape(-1)])
+    image.SetOrigin([float(x) for x in matrix[:3, 3]])
+    return image
+
+
+def affine_of(image):
+    """4x4 of a 3-D SimpleITK image or reader: voxel index (i, j, k) -> RAS mm."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    matrix[:3, 3] = image.GetOrigin()
+    return LPS @ matrix
+
+
+def _from_file(path):
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with _quiet():
+            reader.ReadImageInformation()
+            _check_header(reader, path)
+            image = reader.Execute()
+    except RuntimeError as error:
+        raise FileError(_why_not_read(path, str(error))) from error
+    image = _as_3d(image)
+    array = sitk.GetArrayFromImage(image)
+    keys = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    own = {key.removeprefix(_METADATA): value for key, value in keys.items() if key.startswith(_METADATA)}
+    fields = {"Modality", "Units", "Name", "DisplayRange"}
+    modality = own.get("Modality", "OT")
+    window = own.get("DisplayRange", "").split()
+    return Volume(
+        array,
+        affine_of(image),
+        modality if modality in MODALITIES else "OT",
+        own.get("Units", ""),
+        own.get("Name") or path.name[: len(path.name) - len(_ending(path.name))],
+        (float(window[0]), float(window[1])) if len(window) == 2 else None,
+        {_METADATA + key: value for key, value in own.items() if key not in fields},
+    )
+
+
+def _check_header(reader, path):
+    size = reader.GetSize()
+    if any(n > 1 for n in size[3:]):
+        raise VolumeError(
+            f"{path.name!r} is a {len(size)}-D series ({' x '.join(map(str, size))}): save one time point or channel of"
+            " it as a file of its own."
+        )
+    components = reader.GetNumberOfComponents()
+    if components not in (1, 3) or "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
+        raise VolumeError(
+            f"{path.name!r} has {components} values a voxel: give a scalar volume (or RGB, which can be shown but not"
+            " fused)."
+        )
+
+
+def _as_3d(image):
+    if image.GetDimension() == 2:
+        return sitk.JoinSeries(image)
+    while image.GetDimension() > 3:
+        image = sitk.Extract(image, [*image.GetSize()[:-1], 0], [0] * image.GetDimension())
+    return image
+
+
+def _refuse_labels(volume):
+    array = volume.array
+    if array.dtype.kind == "f" or array.size < 4096:
+        return
+    flat = array.reshape(-1)
+    seen = np.unique(flat[:: max(1, flat.size // 200_000)])
+    # A constant image is refused in its own words, and later.
+    if 1 < seen.size <= MAX_LABELS and np.unique(flat).size <= MAX_LABELS:
+        raise VolumeError(
+            f"{volume.title} holds whole numbers, no more than {MAX_LABELS} different ones: that is a segmentation"
+            " (label map) and not a scan. Choose the scan it was drawn on."
+        )
+
+
+def _is_dicom(path):
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _is_sheared(affine):
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-4)
+
+
+def _ending(name):
+    return ".nii.gz" if name.lower().endswith(".nii.gz") else Path(name).suffix.lower()
+
+
+def _why_not_read(path, said):
+    if path.stat().st_size == 0:
+        return f"{path.name!r} is empty: copy or export it again."
+    if "orthonormal" in said:
+        return (
+            f"{path.name!r} has a sheared grid (a CT with gantry tilt, say), which NIfTI readers do not agree on:"
+            " convert it to .nrrd, or read the DICOM folder."
+        )
+    if "Unable to determine ImageIO" in said or "no suitable ImageIO" in said.lower():
+        return f"{path.name!r} is no image format that MedFusion reads: give NIfTI, NRRD, MetaImage or a DICOM folder."
+    return f"{path.name!r} cannot be read: it is damaged or cut short. Copy or export it again."
+
+
+def _why_not_written(path, partial):
+    free = os.statvfs(partial.parent) if hasattr(os, "statvfs") else None
+    full = free is not None and free.f_bavail * free.f_frsize < 2**20
+    return f"{path.name!r} cannot be written: " + (
+        "the disk is full. Free some space." if full else "check the disk's space and the folder's permissions."
+    )
+
+
+def _check_written(partial, image):
+    """Writers of compressed files do not all report a full disk: the voxels must come back as they went."""
+    back = sitk.ReadImage(str(partial))
+    if sitk.Hash(back) != sitk.Hash(image):
+        raise RuntimeError("the file is not what was written")
+
+
+@contextlib.contextmanager
+def _quiet():
+    """ITK prints its warnings, file paths included, straight to standard error: not in anybody's log."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
