@@ -17,7 +17,6 @@ from slicer import (
     vtkMRMLSubjectHierarchyNode,
     vtkMRMLTransformNode,
     vtkMRMLVectorVolumeNode,
-    vtkMRMLVolumeNode,
 )
 
 from .errors import MedFusionError, VolumeError
