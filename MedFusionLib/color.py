@@ -54,7 +54,6 @@ LUTS = {
         (170, 1.0, 0.3765, 0.0),
         (255, 1.0, 1.0, 1.0),
     ),
-    "PET-MaximumIntensityProjection": ((0, 1.0, 1.0, 1.0), (255, 0.0, 0.0, 0.0)),
 }
 """Colour tables by the name of Slicer's `vtkMRMLPETProceduralColorNode` types."""
 
@@ -76,7 +75,7 @@ def colorize(base, functional, coloring):
 
     base: Volume shown in grey, its display range (0..1 for a fused volume) from black to white. functional: the PET
     or SPECT Volume on the same grid, in its own units; its display range spans the colour table.
-    coloring: a `pipeline.Coloring`; where the uptake exceeds its threshold the colour covers the grey with its opacity.
+    coloring: a `pipeline.Coloring`; where the uptake reaches its threshold the colour covers the grey with its opacity.
 
     Returns a uint8 RGB Volume, array (K, J, I, 3). Memory beyond it stays bounded for any size.
     Raises GeometryError for different grids, MethodError for an unknown table, VolumeError for unusable volumes.
@@ -99,7 +98,7 @@ def colorize(base, functional, coloring):
         grey = _scaled(base.array[part], base_black, base_white)
         uptake = functional.array[part]
         place = np.rint(_scaled(uptake, black, white)).astype(np.uint8)
-        covered = uptake > threshold
+        covered = uptake > black if coloring.threshold is None else uptake >= coloring.threshold
         grey *= np.where(covered, np.float32(1 - coloring.opacity), np.float32(1))
         mixed = colors[place] * covered[..., None] + grey[..., None]
         rgb[part] = np.rint(mixed, out=mixed)

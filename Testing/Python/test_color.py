@@ -19,10 +19,10 @@ def pet(values, display_range=(0.0, 10.0)):
 
 def test_colour_covers_grey_by_its_opacity_above_the_threshold_only():
     uptake = np.zeros(24)
-    uptake[5], uptake[6], uptake[7] = 10.0, 3.0, 3.1
+    uptake[5], uptake[6], uptake[7] = 10.0, 2.9, 3.1
     rgb = colorize(grey(), pet(uptake), Coloring("PET-Heat", 0.25, 3.0)).array.reshape(-1, 3)
     assert rgb.dtype == np.uint8
-    assert (rgb[[0, 6]] == 102).all()  # grey as it was: 0.4 * 255, below and at the threshold
+    assert (rgb[[0, 6]] == 102).all()  # grey as it was: 0.4 * 255, below the threshold
     np.testing.assert_array_equal(rgb[5], np.rint(0.75 * 102 + 0.25 * np.array([255, 255, 255])))
     np.testing.assert_allclose(rgb[7], 0.75 * 102 + 0.25 * table("PET-Heat")[79], atol=0.51)
 
@@ -32,7 +32,7 @@ def test_threshold_is_in_the_units_of_the_pet_whatever_its_display_range():
     first = colorize(grey(), pet(uptake, (0, 10)), Coloring(opacity=1.0, threshold=12.0)).array
     second = colorize(grey(), pet(uptake, (0, 40)), Coloring(opacity=1.0, threshold=12.0)).array
     assert ((first != 102).any(-1) == (second != 102).any(-1)).all()
-    assert (first != 102).any(-1).sum() == (uptake > 12).sum()
+    assert (first != 102).any(-1).sum() == (uptake >= 12).sum()
 
 
 def test_no_opacity_shows_the_grey_and_full_opacity_the_table():
