@@ -42,3 +42,7 @@ class Cancelled(MedFusionError):
 
     def __init__(self, message="Cancelled: nothing was changed."):
         super().__init__(message)
+
+
+class InstallError(MedFusionError, RuntimeError):
+    """Python packages that could not be installed."""

@@ -1,0 +1,130 @@
+"""The Python packages that MedFusion needs: which are missing here, and how Slicer gets them.
+
+They are declared once, in pyproject.toml, which lies beside this package in a checkout and in Slicer's extension.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import tomllib
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from subprocess import CalledProcessError
+
+from .errors import InstallError
+
+try:
+    from packaging.requirements import Requirement
+except ImportError:  # Slicer 5.10 has it inside pip alone
+    from pip._vendor.packaging.requirements import Requirement
+
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+
+SLICERS_OWN = ("numpy", "vtk", "SimpleITK", "pydicom", "scipy")
+"""What Slicer brings, built for itself: taken as it is, never replaced."""
+
+
+def requirements():
+    """list of `packaging` Requirements: what the engine imports."""
+    if PYPROJECT.is_file():
+        declared = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:
+        declared = metadata.requires("MedFusion") or []
+    parsed = map(Requirement, declared)
+    return [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
+def missing():
+    """Requirements that are not met here, as text ("monai>=1.5"). Reads the packages' metadata and imports none."""
+    importlib.invalidate_caches()
+    return [str(requirement) for requirement in requirements() if not _is_met(requirement)]
+
+
+def install(consent=None):
+    """Install what is `missing` into Slicer's Python, once the user agrees; whether everything is there now.
+
+    consent(names) -> bool is asked before anything is downloaded; None: by Slicer's dialog. torch comes from the
+    PyTorch extension where that is installed, which chooses the build for the graphics card.
+
+    Raises InstallError if packages are missing afterwards.
+    """
+    lacking = missing()
+    if not lacking:
+        return True
+    if not (consent or _ask)(lacking):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            # Before the others: monai and torchmetrics would pull a build that Slicer's user did not choose.
+            for name in [one for one in lacking if Requirement(one).name == "torch"]:
+                lacking.remove(name)
+                _install_torch(name, folder)
+            if lacking:
+                _pip(lacking, folder)
+        except CalledProcessError as error:
+            raise InstallError(
+                f"pip could not install {', '.join(lacking)} (exit code {error.returncode}): see Slicer's log for its"
+                " words, and check the network and the free disk space."
+            ) from error
+    lacking = missing()
+    if lacking:
+        raise InstallError(f"These packages are still missing: {', '.join(lacking)}. Restart Slicer and try again.")
+    return True
+
+
+def _is_met(requirement):
+    if requirement.name in SLICERS_OWN and find_spec(requirement.name):
+        return True
+    try:
+        return requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _install_torch(requirement, folder):
+    try:
+        from PyTorchUtils import PyTorchUtilsLogic
+    except ImportError:
+        _pip([requirement], folder)
+    else:
+        wanted = str(Requirement(requirement).specifier)
+        PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=wanted)
+
+
+def _pip(names, folder):
+    import slicer
+
+    constraints = Path(folder) / "constraints.txt"
+    constraints.write_text("".join(f"{line}\n" for line in pinned()))
+    try:
+        from slicer.packaging import pip_ensure
+    except ImportError:  # before Slicer 5.12
+        slicer.util.pip_install(["--constraint", str(constraints), *names])
+    else:
+        pip_ensure(names, constraints=constraints, prompt_install=False, requester="MedFusion")
+
+
+def pinned():
+    """pip constraints that hold what Slicer brings, and an installed torch, at their present versions."""
+    lines = []
+    for name in (*SLICERS_OWN, "torch"):
+        try:
+            lines.append(f"{name}=={metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return lines
+
+
+def _ask(names):
+    import slicer
+
+    listed = "\n".join(f"  {name}" for name in names)
+    torch = any(Requirement(name).name == "torch" for name in names)
+    size = " PyTorch may take several gigabytes." if torch else ""
+    return slicer.util.confirmOkCancelDisplay(
+        f"MedFusion needs these Python packages. They are downloaded from the Python Package Index and installed into"
+        f" Slicer's Python:{size}\n\n{listed}",
+        windowTitle="MedFusion: install Python packages",
+    )
