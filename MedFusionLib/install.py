@@ -59,8 +59,8 @@ def install(consent=None):
         try:
             # Before the others: monai and torchmetrics would pull a build that Slicer's user did not choose.
             for name in [one for one in lacking if Requirement(one).name == "torch"]:
-                lacking.remove(name)
                 _install_torch(name, folder)
+                lacking.remove(name)
             if lacking:
                 _pip(lacking, folder)
         except CalledProcessError as error:

@@ -19,7 +19,8 @@ from slicer import (
     vtkMRMLVectorVolumeNode,
 )
 
-from .errors import MedFusionError, VolumeError
+from .color import LUTS
+from .errors import MedFusionError, MethodError, VolumeError
 from .normalize import display_range, looks_like_hu
 from .volume import FUNCTIONAL, MODALITIES, Volume
 
@@ -36,14 +37,6 @@ UNITS = {
     "": ("1", "UCUM", "no units"),
 }
 """Units of a `Volume` -> DICOM code value, scheme and meaning, as Slicer's own importers write them."""
-
-PET_COLORS = {
-    "PET-Heat": "SetTypeToHeat",
-    "PET-Rainbow": "SetTypeToRainbow",
-    "PET-Rainbow2": "SetTypeToRainbow2",
-    "PET-DICOM": "SetTypeToDICOM",
-    "PET-HotMetalBlue": "SetTypeToHotMetalBlue",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,10 +204,10 @@ def _color_node(name):
     for node in slicer.util.getNodesByClass("vtkMRMLColorNode"):
         if isinstance(node, vtkMRMLColorNode) and node.GetName() == name:
             return node
-    if name not in PET_COLORS:
-        raise VolumeError(f"Slicer has no colour table “{name}”: choose one of {', '.join(PET_COLORS)}.")
+    if name not in LUTS:
+        raise MethodError(f"{name!r} is not a colour table: choose one of {', '.join(LUTS)}.")
     node = vtkMRMLPETProceduralColorNode()
-    getattr(node, PET_COLORS[name])()
+    getattr(node, f"SetTypeTo{name.removeprefix('PET-')}")()
     node.SetName(name)
     return slicer.mrmlScene.AddNode(node)
 
