@@ -1,9 +1,10 @@
 """Runs the module's self-test inside a real Slicer and writes "passed" or "failed" to a file.
 
-Slicer --testing --no-main-window --additional-module-paths MedFusion --python-script Testing/slicer_self_test.py FILE
+MEDFUSION_VERDICT=FILE Slicer --testing --no-main-window --additional-module-paths MedFusion \\
+    --python-script Testing/slicer_self_test.py
 """
 
-import sys
+import os
 import traceback
 import unittest
 from pathlib import Path
@@ -25,4 +26,4 @@ def main(verdict):
     slicer.util.exit(0 if passed else 1)
 
 
-main(Path(sys.argv[-1]))
+main(Path(os.environ["MEDFUSION_VERDICT"]))
