@@ -1,0 +1,431 @@
+"""The command line: `python -m MedFusionLib VERB`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .errors import FileError, MedFusionError, MethodError
+
+app = typer.Typer(
+    help="Register and fuse CT, MRI, PET and SPECT volumes of one patient. For research; not a medical device.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="SOURCE SOURCE [SOURCE]", help="Two or three files or DICOM folders.")
+]
+Modality = Annotated[
+    list[str] | None,
+    typer.Option("--modality", "-m", help="CT, MR, PT, NM, US or OT: once per source, in order. Default: guessed."),
+]
+Series = Annotated[
+    list[str] | None,
+    typer.Option(help="DICOM series (number, description or UID), once per source, '' for the only one."),
+]
+Model = Annotated[str, typer.Option(help="none, rigid, affine or deformable.")]
+Method = Annotated[str, typer.Option(help="Fusion method; see the verb [b]methods[/b].")]
+Mode = Annotated[str, typer.Option(help="volume, or slice (see --axis).")]
+Axis = Annotated[str, typer.Option(help="Slices to fuse with --mode slice: axial, coronal or sagittal.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+Reference = Annotated[int, typer.Option(min=1, max=3, help="Which source keeps its place and grid (1 is the first).")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop when a registration cannot be trusted; default: warn.")]
+Lut = Annotated[str, typer.Option(help="Colour table for PET and SPECT: PET-Heat, PET-Rainbow2, PET-DICOM ...")]
+Opacity = Annotated[float, typer.Option(min=0, max=1, help="Of the colour over the anatomy.")]
+Threshold = Annotated[float | None, typer.Option(help="Least uptake to colour, in the PET's own units (SUV ...).")]
+
+
+def main(arguments=None):
+    """Run the command line. Exit code 0: done; 1: it could not be done, one line says why; 2: a wrong command."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err, show_time=False, show_path=False)],
+    )
+    try:
+        app(arguments, prog_name="python -m MedFusionLib")
+    except MedFusionError as error:
+        err.print(f"[red]Error:[/red] {_plain(str(error))}", soft_wrap=True)
+        sys.exit(1)
+    except MemoryError:
+        err.print("[red]Error:[/red] there is not enough memory: crop the volumes or resample them to larger voxels.")
+        sys.exit(1)
+
+
+@app.command()
+def register(
+    fixed: Annotated[Path, typer.Argument(help="The volume that keeps its place.")],
+    moving: Annotated[Path, typer.Argument(help="The volume that is moved onto it.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Resampled moving volume (.nii.gz ...).")
+    ] = None,
+    transform: Annotated[Path | None, typer.Option("--transform", "-t", help="ITK transform to write (.h5).")] = None,
+    model: Model = "rigid",
+    modality: Modality = None,
+    series: Series = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    strict: Strict = False,
+):
+    """Register one volume to another.
+
+    [b]Examples[/b]
+
+    python -m MedFusionLib register ct.nii.gz t1.nii.gz -o t1_on_ct.nii.gz -t t1_to_ct.h5
+
+    python -m MedFusionLib register ct_dicom_folder/ pet_dicom_folder/ --model affine -t pet_to_ct.h5
+    """
+    if output is None and transform is None:
+        raise typer.BadParameter("nothing to write: give --output, --transform or both.")
+    _keep_apart([fixed, moving], output, transform)
+    volumes = _read([fixed, moving], modality, series)
+    from .registration import register as run_register
+    from .volume import require_different, require_usable
+
+    for volume in volumes:
+        require_usable(volume)
+    require_different(volumes)
+    with _bar() as progress:
+        registration = run_register(*volumes, model=model, device=device, seed=seed, progress=progress)
+    _judge(registration, strict)
+    from .files import write_volume
+
+    if output:
+        write_volume(registration.resample(volumes[1]), output)
+    if transform:
+        registration.write(transform)
+    for file in filter(None, (output, transform)):
+        out.print(f"wrote {file}", soft_wrap=True)
+
+
+@app.command()
+def fuse(
+    sources: Sources,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Fused volume to write (.nii.gz, .nrrd, .mha).")],
+    method: Method = "medfusion",
+    mode: Mode = "volume",
+    axis: Axis = "axial",
+    weights: Annotated[Path | None, typer.Option(help="Folder for the weight map of each source.")] = None,
+    modality: Modality = None,
+    series: Series = None,
+    device: Device = "auto",
+):
+    """Fuse volumes that lie on one grid already; [b]run[/b] registers them first.
+
+    [b]Examples[/b]
+
+    python -m MedFusionLib fuse ct.nii.gz t1_on_ct.nii.gz -o fused.nii.gz
+
+    python -m MedFusionLib fuse ct.nrrd pet.nrrd -m CT -m PT --method laplacian --mode slice --axis coronal -o f.nrrd
+    """
+    _keep_apart(sources, output)
+    volumes = _read(sources, modality, series)
+    from .files import write_volume
+    from .fusion import fuse as run_fuse
+    from .outputs import folder_beside, label
+
+    with _bar() as progress:
+        fusion = run_fuse(volumes, method, mode, axis, device, progress)
+    if weights and fusion.weights is None:
+        raise MethodError(f"{method} has no weight maps: leave out --weights, or choose another method.")
+    write_volume(fusion.volume, output)
+    out.print(f"wrote {output}", soft_wrap=True)
+    if weights:
+        with folder_beside(weights) as folder:
+            for name, share in zip(label(volumes), fusion.weights, strict=True):
+                write_volume(share, folder / f"weight-{name}.nrrd")
+        out.print(f"wrote the weight maps to {weights}", soft_wrap=True)
+
+
+@app.command()
+def run(
+    sources: Sources,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    reference: Reference = 1,
+    registration: Model = "rigid",
+    method: Method = "medfusion",
+    mode: Mode = "volume",
+    axis: Axis = "axial",
+    lut: Lut = "PET-Heat",
+    opacity: Opacity = 0.5,
+    threshold: Threshold = None,
+    modality: Modality = None,
+    series: Series = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    strict: Strict = False,
+):
+    """Register, fuse, colour and measure: the whole job.
+
+    [b]Examples[/b]
+
+    python -m MedFusionLib run ct.nii.gz t1.nii.gz pet.nii.gz -o results
+
+    python -m MedFusionLib run ct_dicom/ pet_dicom/ --series '' --series 'PET AC' --threshold 2.5 -o results
+    """
+    from .outputs import write_result
+    from .pipeline import Coloring, Request
+    from .pipeline import run as run_pipeline
+
+    volumes = _read(sources, modality, series)
+    if reference > len(volumes):
+        raise typer.BadParameter(f"--reference {reference}, but there are {len(volumes)} sources.")
+    request = Request(
+        tuple(volumes),
+        reference - 1,
+        registration,
+        method,
+        mode,
+        axis,
+        device,
+        seed,
+        Coloring(lut, opacity, threshold),
+        untrusted="stop" if strict else "warn",
+    )
+    with _bar() as progress:
+        result = run_pipeline(request, progress)
+    names = write_result(result, request, output)
+    _print_messages(result.messages)
+    print_scores(result.scores)
+    print_seconds(result.seconds)
+    out.print(f"wrote {', '.join(names)} to {output}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    fused: Annotated[Path, typer.Argument(help="The fused volume.")],
+    sources: Sources,
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
+    modality: Modality = None,
+    series: Series = None,
+):
+    """Measure a fused volume against the sources on its grid.
+
+    [b]Example[/b]
+
+    python -m MedFusionLib evaluate fused.nii.gz ct.nii.gz t1_on_ct.nii.gz --csv scores.csv
+    """
+    from .files import read_volume
+    from .metrics import evaluate as measure
+    from .outputs import write_table
+
+    _keep_apart([fused, *sources], csv)
+    volumes = _read(sources, modality, series)
+    with err.status("Measuring"):
+        scores = measure(read_volume(fused), volumes)
+    print_scores(scores)
+    if csv:
+        write_table(csv, [{"metric": name, "value": value} for name, value in scores.items()])
+        out.print(f"wrote {csv}", soft_wrap=True)
+
+
+@app.command()
+def methods():
+    """List the fusion methods.
+
+    [b]Example[/b]
+
+    python -m MedFusionLib methods
+    """
+    from .fusion.registry import methods as known
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "title", "works in", "sources", "made for", "nothing invented", "training data", "paper"):
+        table.add_column(column, no_wrap=column == "name", overflow="fold")
+    for method in known().values():
+        table.add_row(
+            method.name,
+            method.title,
+            " and ".join(f"{n}-D" for n in method.dimensions),
+            f"2-{method.max_sources}" if method.max_sources > 2 else "2",
+            ", ".join(method.modalities),
+            "yes" if method.convex else "no",
+            method.licence,
+            method.paper or "-",
+        )
+    out.print(table)
+
+
+@app.command()
+def batch(
+    cohort: Annotated[Path, typer.Argument(help="Folder with one subfolder per subject, or a CSV file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results, one subfolder per subject.")],
+    registration: Model = "rigid",
+    method: Method = "medfusion",
+    mode: Mode = "volume",
+    axis: Axis = "axial",
+    lut: Lut = "PET-Heat",
+    opacity: Opacity = 0.5,
+    threshold: Threshold = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    strict: Strict = False,
+    again: Annotated[bool, typer.Option("--again", help="Do finished subjects again.")] = False,
+):
+    """Run the whole job for every subject of a cohort; run it again to go on where it stopped.
+
+    A subject's folder holds two or three files or DICOM folders. A CSV file has the column [b]subject[/b] and two or
+    three of [b]CT, MR, PT, NM, US, OT[/b] with paths (relative to the CSV file). The reference is the first there is of
+    CT, MR, PT, NM, US, OT. A failed subject does not stop the others; summary.csv tells how each one went, and the exit
+    code is 1 if any failed.
+
+    [b]Examples[/b]
+
+    python -m MedFusionLib batch patients/ -o results
+
+    python -m MedFusionLib batch cohort.csv --method laplacian --device cuda -o results
+    """
+    from .cohort import find_subjects, run_cohort
+    from .pipeline import Coloring
+
+    settings = {
+        "registration": registration,
+        "method": method,
+        "mode": mode,
+        "axis": axis,
+        "device": device,
+        "seed": seed,
+        "coloring": Coloring(lut, opacity, threshold),
+        "untrusted": "stop" if strict else "warn",
+    }
+    subjects = find_subjects(cohort)
+    with _bar() as progress:
+        rows = run_cohort(subjects, output, settings, again, progress)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("subject", "state", "seconds", "message"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(str(row.get(column, ""))) for column in ("subject", "state", "seconds", "message")))
+    out.print(table)
+    out.print(f"wrote {output / 'summary.csv'}", soft_wrap=True)
+    failed = sum(row["state"] == "failed" for row in rows)
+    if failed:
+        err.print(f"[red]Error:[/red] {failed} of {len(rows)} subjects failed.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("demo-output"),
+    ct: Annotated[Path | None, typer.Option(help="Your own CT instead of the phantom.")] = None,
+    mr: Annotated[Path | None, typer.Option(help="Your own MRI.")] = None,
+    pet: Annotated[Path | None, typer.Option(help="Your own PET.")] = None,
+    method: Method = "medfusion",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the phantom's motion and noise, and of the registration.")] = 0,
+):
+    """Do the whole job on a head phantom with known truth, or on your own CT, MRI and PET.
+
+    [b]Examples[/b]
+
+    python -m MedFusionLib demo
+
+    python -m MedFusionLib demo --ct ct.nii.gz --mr t1.nii.gz --pet pet_dicom_folder/
+    """
+    from .demo import run_demo
+
+    own = {modality: file for modality, file in (("CT", ct), ("MR", mr), ("PT", pet)) if file}
+    if len(own) == 1:
+        raise typer.BadParameter("give at least two of --ct, --mr and --pet, or none for the phantom.")
+    volumes = None
+    if own:
+        volumes = _read(list(own.values()), list(own), None)
+    run_demo(volumes, output, method, device, seed, _bar)
+
+
+def print_scores(scores):
+    """A table of metric names and values."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4g}")
+    if scores:
+        out.print(table)
+
+
+def print_seconds(seconds):
+    """The time of each step, in one line."""
+    steps = ", ".join(f"{step} {spent:.1f} s" for step, spent in seconds.items())
+    out.print(f"time: {steps}; together {sum(seconds.values()):.1f} s")
+
+
+def _bar():
+    """Context manager: a progress bar, and inside it the function progress(fraction, message)."""
+    return _Bar()
+
+
+class _Bar:
+    def __enter__(self):
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=err, transient=True)
+        self._task = self._progress.add_task("Starting", total=1.0)
+        self._progress.start()
+        return lambda fraction, message: self._progress.update(
+            self._task, completed=float(fraction), description=_plain(message)
+        )
+
+    def __exit__(self, *_):
+        self._progress.stop()
+
+
+def _read(paths, modality, series):
+    from .files import read_volume
+
+    paths = list(paths)
+    for option, values in (("--modality", modality), ("--series", series)):
+        if values and len(values) != len(paths):
+            raise typer.BadParameter(f"{option} is given {len(values)} times for {len(paths)} volumes.")
+    volumes = []
+    with err.status("Reading"):
+        for n, path in enumerate(paths):
+            kind = modality[n].upper() if modality else None
+            volume = read_volume(path, kind, series=(series[n] or None) if series else None)
+            if volume.modality == "OT" and kind is None:
+                err.print(f"Note: {_plain(path.name)} does not say what it is: give --modality for best results.")
+            volumes.append(volume)
+    return volumes
+
+
+def _keep_apart(inputs, *outputs):
+    known = {path.resolve() for path in inputs}
+    for path in filter(None, outputs):
+        if path.resolve() in known:
+            raise FileError(f"{path.name!r} is one of the inputs: write to another file.")
+
+
+def _judge(registration, strict):
+    quality = registration.quality
+    if quality is None or quality.verdict == "good":
+        return
+    said = f"the registration's verdict is {quality.verdict}: {quality.reason}"
+    if strict and quality.verdict == "failed":
+        from .errors import RegistrationError
+
+        raise RegistrationError(said)
+    _print_messages([said])
+
+
+def _print_messages(messages):
+    for message in messages:
+        err.print(f"[yellow]Note:[/yellow] {_plain(message)}", soft_wrap=True)
+
+
+def _plain(text):
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,161 @@
+"""The whole job for every subject of a cohort, resumable, with a summary of how each one went."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import Cancelled, FileError, MedFusionError
+from .files import read_volume
+from .outputs import REPORT, write_result, write_table
+from .pipeline import Request, run
+from .volume import MODALITIES
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "summary.csv"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """name: of its folder in the output. sources: (path, modality or None for a guess) of two or three volumes."""
+
+    name: str
+    sources: tuple[tuple[Path, str | None], ...]
+
+
+def find_subjects(cohort):
+    """The `Subject`s of a folder (one subfolder each) or a CSV file (column subject, and columns by modality).
+
+    Raises FileError for a cohort that is missing or empty, or a CSV file that is not such a table.
+    """
+    cohort = Path(cohort)
+    if cohort.is_dir():
+        subjects = [_subject_of_folder(folder) for folder in sorted(cohort.iterdir()) if _is_visible_folder(folder)]
+    elif cohort.is_file():
+        subjects = _subjects_of_table(cohort)
+    else:
+        raise FileError(f"there is no file or folder {cohort.name!r}: check the path.")
+    if not subjects:
+        raise FileError(f"{cohort.name!r} holds no subjects: give a folder with one subfolder each, or a CSV file.")
+    return subjects
+
+
+def run_cohort(subjects, output, settings, again=False, progress=None, cancelled=None):
+    """Run the pipeline for every subject, into a folder of its own under `output`.
+
+    settings: keyword arguments of `pipeline.Request` but sources and reference. again: True: also those that are
+    finished (the same settings and unchanged source files). progress and cancelled: as in `pipeline.run`.
+
+    A subject that fails does not stop the others. Returns a dict per subject (subject, state "done", "kept" or
+    "failed", seconds, message, scores), which summary.csv in `output` holds too, updated after every subject.
+    Raises FileError where the summary cannot be written, Cancelled.
+    """
+    output = Path(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{output.name!r} cannot be made ({error.strerror}): choose another place.") from error
+    rows = []
+    for n, subject in enumerate(subjects):
+        part = _share(progress, n, len(subjects))
+        rows.append(_run_subject(subject, output / subject.name, settings, again, part, cancelled))
+        write_table(output / SUMMARY, rows)
+    return rows
+
+
+def _run_subject(subject, folder, settings, again, progress, cancelled):
+    row = {"subject": subject.name, "state": "failed", "seconds": "", "message": ""}
+    began = time.perf_counter()
+    try:
+        mark = _fingerprint(subject, settings)
+        if not again and (kept := _finished(folder, mark)) is not None:
+            return row | {"state": "kept", "message": "; ".join(kept["messages"])} | kept["scores"]
+        volumes = [read_volume(path, modality) for path, modality in subject.sources]
+        order = {modality: place for place, modality in enumerate(MODALITIES)}
+        reference = min(range(len(volumes)), key=lambda n: order[volumes[n].modality], default=0)
+        request = Request(tuple(volumes), reference, **settings)
+        result = run(request, progress, cancelled)
+        write_result(result, request, folder, lambda place: (place / "request.sha256").write_text(mark + "\n"))
+        row |= {"state": "done", "message": "; ".join(result.messages)}
+        return row | {"seconds": round(time.perf_counter() - began, 1)} | result.scores
+    except (Cancelled, KeyboardInterrupt):
+        raise
+    except MedFusionError as error:
+        message = str(error)
+    except Exception as error:
+        # Whatever it is, the other subjects have a right to their turn.
+        log.debug("A subject failed.", exc_info=True)
+        message = f"{type(error).__name__}: {error}"
+    return row | {"seconds": round(time.perf_counter() - began, 1), "message": message}
+
+
+def _subject_of_folder(folder):
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.suffix != ".json"]
+    return Subject(folder.name, tuple((path, None) for path in files))
+
+
+def _subjects_of_table(path):
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(f"{path.name!r} cannot be read as a CSV file: save it as UTF-8 text.") from error
+    columns = list(rows[0]) if rows else []
+    used = [column for column in columns if column and column.strip().upper() in MODALITIES]
+    if "subject" not in columns or not used:
+        raise FileError(
+            f"{path.name!r} needs the column subject and columns of paths named by modality: {', '.join(MODALITIES)}."
+        )
+    subjects, seen = [], set()
+    for row in rows:
+        name = (row["subject"] or "").strip()
+        if not name or name in (".", "..") or "/" in name or "\\" in name:
+            raise FileError(f"{path.name!r} has a subject {name!r}: use names that can be folders.")
+        if name in seen:
+            raise FileError(f"{path.name!r} has the subject {name!r} twice: use each name once.")
+        seen.add(name)
+        sources = [(path.parent / row[c].strip(), c.strip().upper()) for c in used if (row[c] or "").strip()]
+        subjects.append(Subject(name, tuple(sources)))
+    return subjects
+
+
+def _is_visible_folder(path):
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _fingerprint(subject, settings):
+    """Changes with the settings, and with the sources' names, sizes and times."""
+    from . import __version__
+
+    files = []
+    for path, modality in subject.sources:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                state = file.stat()
+                files.append((file.name, modality, state.st_size, state.st_mtime_ns))
+    coloring = settings.get("coloring")
+    plain = settings | {"coloring": asdict(coloring) if coloring else None}
+    text = json.dumps([__version__, plain, files], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _finished(folder, mark):
+    """The report of a finished subject, or None."""
+    try:
+        if (folder / "request.sha256").read_text().strip() == mark:
+            return json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _share(progress, n, count):
+    if progress is None:
+        return None
+    return lambda fraction, message: progress((n + fraction) / count, f"{n + 1} of {count}: {message}")

@@ -1,0 +1,113 @@
+"""A picture of a result as radiologists read it: every source, the fused volume and the colour, in the same planes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .files import written_beside
+from .normalize import display_range
+from .volume import FUNCTIONAL
+
+PLANES = {
+    # name: (axis to the right of the picture, axis downwards; RAS, with sign), letters at left, right, top, bottom
+    "axial": ((0, -1), (1, -1), "RLAP"),  # seen from the feet: the patient's right is on the left
+    "coronal": ((0, -1), (2, -1), "RLSI"),
+    "sagittal": ((1, -1), (2, -1), "APSI"),
+}
+
+
+def write_contact_sheet(path, result, points, title=""):
+    """Write a PNG: one row per plane, one column per source, then the fused volume and the colour overlay.
+
+    result: a `pipeline.Result`. points: (plane name, RAS mm, caption) per row. Planes are cut in patient space, a
+    millimetre a pixel, whatever the grid's directions. Raises FileError where it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    fused = result.fusion.volume
+    columns = [(source, source.modality) for source in result.sources]
+    columns.append((fused, f"fused: {fused.attributes.get('MedFusion.Method', '')}"))
+    if result.rgb is not None:
+        columns.append((result.rgb, "colour overlay"))
+    low, high = _bounds(result.sources)
+    sizes = [_extent(plane, low, high) for plane, *_ in points]
+    heights = [height / width for width, height in sizes]
+    inch = 2.6
+    figure = Figure((inch * len(columns), inch * sum(heights) + 0.55), facecolor="black", dpi=110)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(points), len(columns), squeeze=False, height_ratios=heights)
+    for row, (plane, point, caption) in enumerate(points):
+        for column, (volume, name) in enumerate(columns):
+            axes = grid[row, column]
+            _draw(axes, volume, plane, point, low, high)
+            if row == 0:
+                axes.set_title(name, color="white", fontsize=10)
+            if column == 0:
+                axes.text(0.02, 0.98, caption, color="#ffd060", fontsize=7, va="top", transform=axes.transAxes)
+                _letters(axes, PLANES[plane][2])
+    figure.suptitle(title, color="white", fontsize=11)
+    figure.subplots_adjust(0, 0, 1, 1 - 0.5 / figure.get_figheight(), 0.01, 0.01)
+    with written_beside(path) as partial:
+        figure.savefig(partial)
+
+
+def interesting_points(result):
+    """Rows for `write_contact_sheet` where nothing is known of the patient: the middle, and the hottest spot."""
+    from scipy.ndimage import gaussian_filter
+
+    body = result.sources[0]
+    points = [(plane, body.center, f"{plane}, middle") for plane in PLANES]
+    hot = next((source for source in result.sources if source.modality in FUNCTIONAL), None)
+    if hot is not None:
+        step = max(1, round(2 / min(hot.spacing)))
+        smooth = gaussian_filter(hot.array[::step, ::step, ::step].astype(np.float32), 1)
+        k, j, i = np.unravel_index(smooth.argmax(), smooth.shape)
+        place = (hot.affine @ (i * step, j * step, k * step, 1))[:3]
+        points += [(plane, place, f"{plane}, highest uptake") for plane in ("axial", "coronal")]
+    return points
+
+
+def _bounds(sources):
+    """Corners (RAS mm) of the box around what is not background in any source."""
+    first = sources[0]
+    step = max(1, round(3 / min(first.spacing)))
+    body = np.zeros(first.array[::step, ::step, ::step].shape, bool)
+    for source in sources:
+        black, white = display_range(source)
+        body |= source.array[::step, ::step, ::step] > black + 0.1 * (white - black)
+    index = np.argwhere(body)[:, ::-1] * step if body.any() else np.array([[0, 0, 0], np.array(first.size) - 1])
+    places = index @ first.affine[:3, :3].T + first.affine[:3, 3]
+    return places.min(0) - 4, places.max(0) + 4
+
+
+def _extent(plane, low, high):
+    (right, _), (down, _), _ = PLANES[plane]
+    return high[right] - low[right], high[down] - low[down]
+
+
+def _draw(axes, volume, plane, point, low, high):
+    from scipy.ndimage import map_coordinates
+
+    (right, right_sign), (down, down_sign), _ = PLANES[plane]
+    places = np.empty((*(max(2, int(high[a] - low[a])) for a in (down, right)), 3))
+    places[...] = point
+    places[..., right] = np.linspace(low[right], high[right], places.shape[1])[::right_sign][None]
+    places[..., down] = np.linspace(low[down], high[down], places.shape[0])[::down_sign][:, None]
+    inverse = np.linalg.inv(volume.affine)
+    index = np.moveaxis(places @ inverse[:3, :3].T + inverse[:3, 3], -1, 0)[::-1]
+    if volume.is_vector:
+        channels = [map_coordinates(volume.array[..., n].astype(np.float32), index, order=1) for n in range(3)]
+        axes.imshow(np.stack(channels, -1) / 255, interpolation="bilinear")
+    else:
+        black, white = display_range(volume)
+        image = map_coordinates(volume.array.astype(np.float32), index, order=1, cval=black)
+        axes.imshow(image, cmap="gray", vmin=black, vmax=white, interpolation="bilinear")
+    axes.set_axis_off()
+
+
+def _letters(axes, letters):
+    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
+    anchors = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
+    for letter, (x, y), (ha, va) in zip(letters, places, anchors, strict=True):
+        axes.text(x, y, letter, color="white", fontsize=7, ha=ha, va=va, transform=axes.transAxes)

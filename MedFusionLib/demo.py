@@ -1,0 +1,130 @@
+"""The whole job on a phantom with known truth, or on the user's own scans, with everything that one can look at."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+
+from .contact_sheet import interesting_points, write_contact_sheet
+from .errors import MedFusionError
+from .normalize import display_range
+from .outputs import label, write_result
+from .pipeline import Coloring, Request, run
+from .volume import FUNCTIONAL
+
+SCENE = "scene.mrb"
+SHEET = "contact-sheet.png"
+TOLERANCE = {"MR": 1.0, "PT": 2.0}
+"""Millimetres that a registration of the phantom may be off, as a mean over the head."""
+
+
+def run_demo(volumes, output, method, device, seed, bar):
+    """Run it, print what came of it, and write the files.
+
+    volumes: two or three Volumes, or None for the phantom. output: folder. method, device, seed: as in
+    `pipeline.Request`. bar: context manager whose value is progress(fraction, message).
+
+    Raises MedFusionError also where the phantom's registration is further from the truth than `TOLERANCE`.
+    """
+    from .cli import print_scores, print_seconds
+
+    console = Console(highlight=False)
+    phantom = None
+    if volumes is None:
+        from .phantom import make
+
+        began = time.perf_counter()
+        with console.status("Making the phantom"):
+            phantom = make(seed)
+        volumes = [phantom.ct, phantom.mr, phantom.pet]
+        console.print(f"made a head phantom: CT, MRI and PET, in {time.perf_counter() - began:.1f} s")
+    for volume in volumes:
+        console.print(f"  {_described(volume)}", soft_wrap=True)
+    request = Request(tuple(volumes), method=method, device=device, seed=seed, coloring=_coloring(volumes))
+    with bar() as progress:
+        result = run(request, progress)
+    for message in result.messages:
+        console.print(f"note: {message}", markup=False, soft_wrap=True)
+    errors = _print_errors(console, phantom, result) if phantom else {}
+    print_scores(result.scores)
+    print_seconds(result.seconds)
+
+    def more(folder):
+        points = _phantom_points(phantom) if phantom else interesting_points(result)
+        write_contact_sheet(folder / SHEET, result, points, " + ".join(v.name or v.modality for v in volumes))
+        _write_scene(console, folder, request, result)
+
+    with console.status("Writing"):
+        names = write_result(result, request, output, more)
+    console.print(f"wrote to {output}: {', '.join(names)}", soft_wrap=True)
+    wrong = [f"{name} is {off:.2f} mm off" for name, off in errors.items() if off > TOLERANCE[name]]
+    if wrong:
+        raise MedFusionError(f"the phantom's registration is not as good as it should be: {', '.join(wrong)}.")
+
+
+def _described(volume):
+    size = " x ".join(str(n) for n in volume.size)
+    spacing = " x ".join(f"{mm:.3g}" for mm in volume.spacing)
+    return f"{volume.modality}: {size} voxels of {spacing} mm {volume.units}".rstrip()
+
+
+def _coloring(volumes):
+    """Colour from a fifth of the PET's range: below it, colour would only veil the anatomy."""
+    hot = next((volume for volume in volumes if volume.modality in FUNCTIONAL), None)
+    if hot is None:
+        return Coloring()
+    black, white = display_range(hot)
+    return Coloring(threshold=round(black + 0.2 * (white - black), 2))
+
+
+def _print_errors(console, phantom, result):
+    errors = {}
+    for name, registration in zip(label(result.sources), result.registrations, strict=True):
+        if registration is not None:
+            errors[name] = phantom.error(name, registration.matrix)
+            before = phantom.error(name, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+            console.print(
+                f"registration of {name} to CT: {errors[name]:.2f} mm from the truth (before: {before:.1f} mm)"
+            )
+    return errors
+
+
+def _phantom_points(phantom):
+    first, second = (lesion.center for lesion in phantom.lesions)
+    return [
+        ("axial", first, f"axial, lesion {phantom.lesions[0].name}"),
+        ("axial", second, f"axial, lesion {phantom.lesions[1].name}"),
+        ("axial", (0, 0, -34), "axial, skull base"),
+        ("coronal", first, f"coronal, lesion {phantom.lesions[0].name}"),
+        ("sagittal", (second[0], 0, 0), f"sagittal, lesion {phantom.lesions[1].name}"),
+    ]
+
+
+def _write_scene(console, folder, request, result):
+    """scene.mrb for Slicer, where slicer-core (Slicer's own MRML) is installed."""
+    try:
+        import slicer
+    except ImportError:
+        console.print("slicer-core is not installed: no scene.mrb (pip install slicer-core).")
+        return
+    scene = slicer.vtkMRMLScene()
+    slicer.mrmlScene = scene
+    application = slicer.vtkSlicerApplicationLogic()
+    application.SetMRMLScene(scene)
+    colors = slicer.vtkMRMLColorLogic()
+    colors.SetMRMLScene(scene)
+    views = []
+    for name, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
+        view = slicer.vtkMRMLSliceLogic()
+        view.SetMRMLApplicationLogic(application)
+        view.SetMRMLScene(scene)
+        view.AddSliceNode(name)
+        view.GetSliceNode().SetOrientation(orientation)
+        views.append(view)
+    from . import mrml
+
+    nodes = [mrml.add_volume(volume) for volume in request.sources]
+    mrml.show(mrml.add_result(result, nodes, request))
+    if not scene.WriteToMRB(str(folder / SCENE)):
+        raise MedFusionError(f"{SCENE} cannot be written: check the disk's space.")

@@ -1,0 +1,120 @@
+"""A `pipeline.Result` -> the files that people keep of it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import FileError
+from .files import write_volume
+from .normalize import display_range
+
+REPORT = "report.json"
+"""Written last: a folder that holds it is whole."""
+
+
+def write_result(result, request, folder, more=None):
+    """Write a result into a folder: all of it, or nothing.
+
+    fused.nrrd, color.nrrd (with PET or SPECT), MR-to-CT.h5 and the like (ITK transforms: load them in Slicer and put
+    them on the moving volume), scores.csv, report.json (what was done, with what, how long it took, what to know).
+    more(folder): writes further files there.
+
+    Returns the names of the files. Raises FileError where they cannot be written.
+    """
+    labels = label(result.sources)
+    with folder_beside(folder) as place:
+        write_volume(result.fusion.volume, place / "fused.nrrd")
+        if result.rgb is not None:
+            write_volume(result.rgb, place / "color.nrrd")
+        for name, registration in zip(labels, result.registrations, strict=True):
+            if registration is not None and registration.model != "none":
+                registration.write(place / f"{name}-to-{labels[request.reference]}.h5")
+        if result.scores:
+            write_table(place / "scores.csv", [{"metric": k, "value": v} for k, v in result.scores.items()])
+        if more:
+            more(place)
+        (place / REPORT).write_text(json.dumps(report(result, request), indent=2) + "\n", encoding="utf-8")
+        names = sorted(file.name for file in place.iterdir())
+    return names
+
+
+def report(result, request):
+    """What `report.json` holds: JSON types only, and nothing that names the patient or their files."""
+    labels = label(result.sources)
+    return {
+        "sources": [
+            {"label": name, "modality": source.modality, "units": source.units, "display_range": display_range(source)}
+            for name, source in zip(labels, result.sources, strict=True)
+        ],
+        "reference": labels[request.reference],
+        "registrations": {
+            name: {
+                "model": registration.model,
+                "matrix": registration.matrix.tolist(),
+                "verdict": registration.quality.verdict if registration.quality else "",
+                "reason": registration.quality.reason if registration.quality else "",
+            }
+            for name, registration in zip(labels, result.registrations, strict=True)
+            if registration is not None
+        },
+        "fusion": result.fusion.volume.attributes,
+        "scores": result.scores,
+        "seconds": {step: round(seconds, 3) for step, seconds in result.seconds.items()},
+        "messages": list(result.messages),
+    }
+
+
+def label(volumes):
+    """A short name for each volume: its modality, numbered where several share one."""
+    modalities = [volume.modality for volume in volumes]
+    return [
+        modality if modalities.count(modality) == 1 else f"{modality}{modalities[: n + 1].count(modality)}"
+        for n, modality in enumerate(modalities)
+    ]
+
+
+def write_table(path, rows):
+    """A CSV file of dicts, columns in the order in which they first appear; written beside and moved into place."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise FileError(f"{path.name!r} cannot be written ({error.strerror}): choose another place.") from error
+
+
+@contextlib.contextmanager
+def folder_beside(folder):
+    """A new folder beside `folder`; what is in it at the end is moved there, `REPORT` last. Nothing stays on error."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder.name!r} is a file: name a folder for the results.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=".medfusion-", dir=folder.parent)
+    except OSError as error:
+        raise FileError(f"{folder.name!r} cannot be made ({error.strerror}): choose another place.") from error
+    with beside:
+        try:
+            yield Path(beside.name)
+            folder.mkdir(exist_ok=True)
+            (folder / REPORT).unlink(missing_ok=True)
+            for file in sorted(Path(beside.name).iterdir(), key=lambda f: f.name == REPORT):
+                os.replace(file, folder / file.name)
+        except FileError:
+            raise
+        except OSError as error:
+            raise FileError(
+                f"the results cannot be written to {folder.name!r} ({error.strerror or error}): free some space or"
+                " choose another place."
+            ) from error
