@@ -57,6 +57,15 @@ class Fuser(Protocol):
 def _table():
     baseline = {"convex": True, "home": "baselines"}
     return (
+        Method(
+            "medfusion",
+            "MedFusion network",
+            "MedFusion's own: multi-scale blending weights, every voxel a convex combination of its sources",
+            convex=True,
+            home="medfusion",
+            licence="The Whole Brain Atlas (research and education)",
+            weights="medfusion.safetensors",
+        ),
         Method("average", "Average", "", **baseline),
         Method("maximum", "Maximum", "", **baseline),
     )
