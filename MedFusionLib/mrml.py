@@ -254,7 +254,7 @@ def _from_fixed(registration):
     grid.SetDimensions(field.size)
     grid.SetSpacing(field.spacing)
     grid.SetOrigin(field.affine[:3, 3])
-    vectors = vtk.util.numpy_support.numpy_to_vtk(field.array.reshape(-1, 3).astype(np.float64), deep=True)
+    vectors = vtk.util.numpy_support.numpy_to_vtk(field.array.reshape(-1, 3).astype(np.float32, copy=False), deep=True)
     grid.GetPointData().SetScalars(vectors)
     directions = np.eye(4)
     directions[:3, :3] = field.affine[:3, :3] / np.array(field.spacing)

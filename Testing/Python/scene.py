@@ -1,5 +1,7 @@
 """A real MRML scene for tests: slicer-core's, or the one of the Slicer that runs them."""
 
+import tempfile
+
 import numpy as np
 import slicer
 
@@ -7,19 +9,23 @@ from MedFusionLib.volume import Volume
 
 
 def new_scene():
-    """An empty scene with Slicer's colour tables and one axial slice view; (scene, slice logic, application logic)."""
+    """An empty scene with Slicer's colour tables and an axial view: (scene, slice logic, what must stay alive)."""
     scene = slicer.vtkMRMLScene()
     slicer.mrmlScene = scene
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)
     colors = slicer.vtkMRMLColorLogic()
     colors.SetMRMLScene(scene)
+    files = slicer.vtkMRMLRemoteIOLogic()  # scene bundles are unpacked in its cache
+    files.SetMRMLScene(scene)
+    files.AddDataIOToScene()
+    files.GetCacheManager().SetRemoteCacheDirectory(tempfile.gettempdir())
     view = slicer.vtkMRMLSliceLogic()
     view.SetMRMLApplicationLogic(application)
     view.SetMRMLScene(scene)
     view.AddSliceNode("Red")
     view.GetSliceNode().SetOrientationToAxial()
-    return scene, view, (application, colors)
+    return scene, view, (application, colors, files)
 
 
 def affine(spacing=(1, 1, 1), origin=(0, 0, 0), angles=(0, 0, 0), flip=False):

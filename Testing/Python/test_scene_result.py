@@ -1,0 +1,328 @@
+"""A result in a real scene: nodes, transforms, overlay pixels, all or nothing, save and reload."""
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer", reason="needs slicer-core: pip install .[test]")
+import vtk  # noqa: E402
+from scene import affine, blob, head, new_scene, points, rigid  # noqa: E402
+
+from MedFusionLib import color, mrml  # noqa: E402
+from MedFusionLib.errors import MethodError, VolumeError  # noqa: E402
+from MedFusionLib.fusion import fuse  # noqa: E402
+from MedFusionLib.normalize import display_range, to_unit  # noqa: E402
+from MedFusionLib.pipeline import Coloring, Request, Result  # noqa: E402
+from MedFusionLib.registration import Grid, Registration  # noqa: E402
+from MedFusionLib.registration.result import Quality  # noqa: E402
+from MedFusionLib.volume import Volume  # noqa: E402
+
+pytestmark = pytest.mark.scene
+
+MOVED = rigid((0.1, -0.15, 0.2), (6, -4, 5))
+"""Moving -> fixed of the PET in these tests."""
+
+QUALITY = Quality("check", "the overlap is small.", 1.05, 1.2, 0.6, 0.4, 3.0, (0.9, 1.1), 0)
+
+
+@pytest.fixture
+def view():
+    _, view, alive = new_scene()
+    yield view
+    del alive
+    slicer.mrmlScene = None
+
+
+def study_of(nodes):
+    """Put nodes under a patient's study in the subject hierarchy; its item."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    patient = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), "patient")
+    study = hierarchy.CreateStudyItem(patient, "study")
+    for node in nodes:
+        item = hierarchy.GetItemByDataNode(node)
+        hierarchy.SetItemParent(item, study) if item else hierarchy.CreateItem(study, node)
+    return study
+
+
+def inputs(parent=None):
+    """CT and PET nodes; the PET lies elsewhere by MOVED, and under `parent` where one is given."""
+    ct = mrml.add_volume(head("CT"))
+    grid = np.linalg.inv(MOVED) @ affine((4, 4, 5), (-60, -64, -52), (0.1, 0, 0.05))
+    where = points(MOVED @ grid, (21, 34, 31))
+    body = 1 / (1 + np.exp(32 * (np.linalg.norm(where / (42, 50, 38), axis=-1) - 1)))
+    spot = blob(MOVED @ grid, (21, 34, 31), (20, 25, 6), 7)
+    if parent is not None:
+        grid = np.linalg.inv(parent) @ grid
+    pet = mrml.add_volume(Volume((body * 0.5 + 8 * spot).astype(np.float32), grid, "PT", "SUV", "PET head"))
+    if parent is not None:
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        slicer.util.updateTransformMatrixFromArray(node, parent)
+        pet.SetAndObserveTransformNodeID(node.GetID())
+    return ct, pet
+
+
+def warp(fixed):
+    """MOVED and a smooth 5 mm bulge on top: a displacement field, fixed -> moving."""
+    where = points(fixed.affine, fixed.array.shape)
+    back = np.linalg.inv(MOVED)
+    shift = where @ back[:3, :3].T + back[:3, 3] - where
+    shift += 5 * blob(fixed.affine, fixed.array.shape, (0, 10, 0), 20)[..., None] * (0.6, 0.0, -0.8)
+    return Volume(shift.astype(np.float32), fixed.affine)
+
+
+def result_of(ct, pet, model="rigid", coloring=None):
+    """(Result, Request) as the pipeline would make them from two nodes, with a known registration."""
+    fixed, moving = mrml.volume_from_node(ct), mrml.volume_from_node(pet)
+    displacement = warp(fixed) if model == "deformable" else None
+    registration = Registration(model, MOVED, displacement, Grid.of(fixed), QUALITY)
+    coloring = coloring or Coloring()
+    request = Request((fixed, moving), registration=model, method="average", coloring=coloring)
+    aligned = registration.resample(moving)
+    fusion = fuse([fixed, aligned], "average", device="cpu")
+    rgb = color.colorize(fusion.volume, aligned, coloring)
+    return Result(fusion, (fixed, aligned), (None, registration), rgb, {}, {}, ()), request
+
+
+def under_transform(moving, fixed):
+    """Slicer's own resampling of a node, with its parent transforms, on another node's grid: (K, J, I) array."""
+    to_moving, to_ijk, ijk_to_ras = vtk.vtkGeneralTransform(), vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(None, moving.GetParentTransformNode(), to_moving)
+    moving.GetRASToIJKMatrix(to_ijk)
+    fixed.GetIJKToRASMatrix(ijk_to_ras)
+    chain = vtk.vtkGeneralTransform()
+    chain.PostMultiply()
+    chain.Concatenate(ijk_to_ras)
+    chain.Concatenate(to_moving)
+    chain.Concatenate(to_ijk)
+    image = vtk.vtkImageData()
+    image.ShallowCopy(moving.GetImageData())
+    reslice = vtk.vtkImageReslice()
+    reslice.SetInputData(image)
+    reslice.SetResliceTransform(chain)
+    reslice.SetInterpolationModeToLinear()
+    reslice.SetOutputOrigin(0, 0, 0)
+    reslice.SetOutputSpacing(1, 1, 1)
+    reslice.SetOutputExtent(fixed.GetImageData().GetExtent())
+    reslice.Update()
+    scalars = vtk.util.numpy_support.vtk_to_numpy(reslice.GetOutput().GetPointData().GetScalars())
+    return scalars.reshape(fixed.GetImageData().GetDimensions()[::-1])
+
+
+def node_ids():
+    scene = slicer.mrmlScene
+    return [scene.GetNthNode(n).GetID() for n in range(scene.GetNumberOfNodes())]
+
+
+def hierarchy_items():
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    children = vtk.vtkIdList()
+    hierarchy.GetItemChildren(hierarchy.GetSceneItemID(), children, True)
+    return sorted(hierarchy.GetItemName(children.GetId(n)) for n in range(children.GetNumberOfIds()))
+
+
+def test_nodes_hold_what_the_result_says(view):
+    ct, pet = inputs()
+    ct.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    study = study_of([ct, pet])
+    result, request = result_of(ct, pet)
+    added = mrml.add_result(result, [ct, pet], request)
+    assert np.array_equal(slicer.util.arrayFromVolume(added.fused), result.fusion.volume.array)
+    assert np.array_equal(slicer.util.arrayFromVolume(added.rgb), result.rgb.array)
+    assert np.array_equal(slicer.util.arrayFromVolume(added.overlay), result.sources[1].array)
+    for node in (added.fused, added.overlay, added.rgb):
+        matrix = vtk.vtkMatrix4x4()
+        node.GetIJKToRASMatrix(matrix)
+        assert np.allclose(slicer.util.arrayFromVTKMatrix(matrix), result.sources[0].affine, atol=1e-5)
+        assert node.GetDisplayNode() is not None
+    assert added.rgb.GetVoxelVectorType() == added.rgb.VoxelVectorTypeColorRGB
+    assert added.fused.GetDisplayNode().GetWindowLevelMax() == 1
+    assert added.fused.GetVoxelValueUnits().GetCodeValue() == "1"
+    assert added.overlay.GetVoxelValueUnits().GetCodeMeaning() == "Standardized Uptake Value body weight"
+    assert added.fused.GetAttribute("DICOM.instanceUIDs") == "1.2.3 1.2.4"
+    assert added.fused.GetAttribute("MedFusion.Method") == "average"
+    assert added.fused.GetAttribute("MedFusion.Source2").startswith("PT SUV 0..")
+    assert [added.fused.GetNthNodeReference(mrml.SOURCE_ROLE, n) for n in (0, 1)] == [ct, pet]
+    transform = added.transforms[1]
+    assert added.transforms[0] is None
+    assert transform.GetNodeReference(transform.GetMovingNodeReferenceRole()) is pet
+    assert transform.GetNodeReference(transform.GetFixedNodeReferenceRole()) is ct
+    assert transform.GetAttribute("MedFusion.Quality") == "check: the overlap is small."
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    for node in (added.fused, added.overlay, added.rgb, transform):
+        assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
+    # A fused volume is a source like any other, and says what it is.
+    assert mrml.volume_from_node(added.fused).modality == "OT"
+
+
+def test_a_second_result_gets_names_of_its_own(view):
+    ct, pet = inputs()
+    result, request = result_of(ct, pet)
+    first, second = (mrml.add_result(result, [ct, pet], request) for _ in range(2))
+    names = [node.GetName() for one in (first, second) for node in (one.fused, one.overlay, one.rgb, one.transforms[1])]
+    assert len(set(names)) == 8
+    mrml.remove_result(second)
+    assert second.fused.GetScene() is None
+    assert first.fused.GetScene() is not None
+
+
+@pytest.mark.parametrize("model", ["rigid", "deformable"])
+@pytest.mark.parametrize("parent", [None, rigid((0.3, 0, -0.2), (15, -20, 8))], ids=["alone", "under a transform"])
+def test_moving_volume_under_the_transform_equals_the_resampled_one(view, model, parent):
+    ct, pet = inputs(parent)
+    result, request = result_of(ct, pet, model)
+    added = mrml.add_result(result, [ct, pet], request)
+    resampled = result.sources[1].array
+    before = under_transform(pet, ct)
+    pet.SetAndObserveTransformNodeID(added.transforms[1].GetID())
+    inside = under_transform(pet, ct)
+    span = np.ptp(resampled)
+    assert np.abs(before - resampled).max() > 0.2 * span
+    # Not where the grids' edges cut: the two resamplers treat the outermost half voxel differently.
+    body = resampled > 0.02 * span
+    assert np.abs(inside - resampled)[body].max() <= 1e-3 * span
+    assert added.transforms[1].IsTransformToWorldLinear() == (model == "rigid")
+
+
+def test_a_transform_replaces_a_bent_parent(view):
+    ct, pet = inputs()
+    first = mrml.add_result(*(lambda r, q: (r, [ct, pet], q))(*result_of(ct, pet, "deformable")))
+    pet.SetAndObserveTransformNodeID(first.transforms[1].GetID())
+    moving = mrml.volume_from_node(pet)
+    fixed = mrml.volume_from_node(ct)
+    again = Registration("rigid", rigid((0, 0, 0.1), (3, 0, 0)), None, Grid.of(fixed), QUALITY)
+    aligned = again.resample(moving)
+    result = Result(fuse([fixed, aligned], "average", device="cpu"), (fixed, aligned), (None, again), None, {}, {}, ())
+    added = mrml.add_result(result, [ct, pet], Request((fixed, moving), coloring=None))
+    pet.SetAndObserveTransformNodeID(added.transforms[1].GetID())
+    inside = under_transform(pet, ct)
+    # Resampled twice against once: interpolation alone differs.
+    assert np.abs(inside - aligned.array)[2:-2, 2:-2, 2:-2].max() < 0.15 * np.ptp(aligned.array)
+    assert np.corrcoef(inside.ravel(), aligned.array.ravel())[0, 1] > 0.995
+
+
+@pytest.mark.parametrize("lut", sorted(color.LUTS))
+def test_overlay_pixels_have_the_right_colour_on_the_right_side(view, lut):
+    ct, pet = inputs()
+    result, request = result_of(ct, pet, coloring=Coloring(lut, opacity=0.6))
+    added = mrml.add_result(result, [ct, pet], request)
+    assert added.overlay.GetDisplayNode().GetColorNode().GetName() == lut
+    mrml.show(added)
+    view.GetSliceNode().SetDimensions(200, 200, 1)
+    view.FitSliceToAll()
+    view.SetSliceOffset(6)
+    view.UpdateImageData()
+    view.GetBlend().Update()
+    image = view.GetBlend().GetOutput(0)
+    to_xy = np.linalg.inv(slicer.util.arrayFromVTKMatrix(view.GetSliceNode().GetXYToRAS()))
+
+    def pixel(ras):
+        x, y = np.rint((to_xy @ [*ras, 1])[:2]).astype(int)
+        return x, np.array([image.GetScalarComponentAsDouble(x, y, 0, n) for n in range(3)])
+
+    def value(volume, ras):
+        # The views interpolate between voxels: look where a voxel's centre is.
+        index = np.rint(np.linalg.inv(volume.affine) @ [*ras, 1])[:3].astype(int)
+        return volume.array[tuple(index[::-1])]
+
+    fixed = result.sources[0]
+    center = fixed.affine @ np.append(np.rint(np.linalg.inv(fixed.affine) @ [20, 25, 6, 1])[:3], 1)
+    mirrored = center * (-1, 1, 1, 1)
+    black, white = display_range(result.sources[1])
+    place = int(np.clip(255 * (value(result.sources[1], center[:3]) - black) / (white - black), 0, 255))
+    grey = 255 * value(result.fusion.volume, center[:3])
+    expected = 0.4 * grey + 0.6 * color.table(lut)[place].astype(float)
+    view.SetSliceOffset(center[2])
+    view.UpdateImageData()
+    view.GetBlend().Update()
+    x, seen = pixel(center[:3])
+    assert np.abs(seen - expected).max() <= 12, (seen, expected)
+    # Radiological: the patient's right (+R) is on the left of an axial view.
+    x_mirrored, other = pixel(mirrored[:3])
+    assert x < x_mirrored
+    assert np.ptp(other) < np.ptp(seen) or np.abs(other - seen).max() > 40
+    # Outside the head the anatomy's black stays black: the colour table's low end is clear there.
+    assert pixel((-50, -55, center[2]))[1].max() <= 1
+
+
+def test_the_threshold_is_in_the_pets_own_units(view):
+    ct, pet = inputs()
+    result, request = result_of(ct, pet, coloring=Coloring(threshold=4.0))
+    display = mrml.add_result(result, [ct, pet], request).overlay.GetDisplayNode()
+    assert (display.GetApplyThreshold(), display.GetLowerThreshold()) == (1, 4.0)
+    shown = to_unit(result.sources[1])
+    assert display.GetWindowLevelMin() == 0
+    assert np.isclose(display.GetWindowLevelMax(), result.sources[1].array.max() / 1.0, rtol=0.2)
+    assert shown.max() == 1
+
+
+def test_without_pet_there_is_no_overlay(view):
+    ct, mr = mrml.add_volume(head("CT")), mrml.add_volume(head("MR"))
+    sources = tuple(map(mrml.volume_from_node, (ct, mr)))
+    same = Registration("none", np.eye(4), None, Grid.of(sources[0]))
+    result = Result(fuse(sources, "average", device="cpu"), sources, (None, same), None, {}, {}, ())
+    added = mrml.add_result(result, [ct, mr], Request(sources, registration="none"))
+    assert (added.overlay, added.rgb, added.transforms) == (None, None, (None, None))
+    mrml.show(added)
+    composite = view.GetSliceCompositeNode()
+    assert composite.GetBackgroundVolumeID() == added.fused.GetID()
+    assert composite.GetForegroundVolumeID() is None
+
+
+@pytest.mark.parametrize("failure", ["table", "field", "nodes"])
+def test_a_failure_leaves_the_scene_as_it_was(view, failure):
+    ct, pet = inputs()
+    study_of([ct, pet])
+    result, request = result_of(ct, pet, "deformable")
+    nodes = [ct, pet]
+    if failure == "table":
+        request, error = Request(request.sources, coloring=Coloring("PET-Nothing")), MethodError
+    elif failure == "field":
+        # A volume that no scene can show fails late, when fused volume, transform and overlay are there.
+        hopeless = Volume(np.zeros((2, 2, 2, 3), np.complex64).real.astype(np.float32), np.eye(4))
+        object.__setattr__(hopeless, "affine", np.eye(3))
+        result, error = Result(**(vars(result) | {"rgb": hopeless})), VolumeError
+    else:
+        nodes, error = [ct], VolumeError
+    nodes_before, items_before = node_ids(), hierarchy_items()
+    with pytest.raises(error):
+        mrml.add_result(result, nodes, request)
+    assert node_ids() == nodes_before
+    assert hierarchy_items() == items_before
+
+
+def test_a_saved_scene_comes_back_whole(view, tmp_path):
+    ct, pet = inputs(rigid((0.3, 0, -0.2), (15, -20, 8)))
+    study_of([ct, pet])
+    result, request = result_of(ct, pet, "deformable")
+    added = mrml.add_result(result, [ct, pet], request)
+    pet.SetAndObserveTransformNodeID(added.transforms[1].GetID())
+    names = [node.GetName() for node in (added.fused, added.overlay, added.rgb, added.transforms[1])]
+    moved = under_transform(pet, ct)
+    bundle = tmp_path / "scene.mrb"
+    assert slicer.mrmlScene.WriteToMRB(str(bundle))
+    scene, _, alive = new_scene()
+    assert scene.ReadFromMRB(str(bundle))
+    fused, overlay, rgb, transform = (scene.GetFirstNodeByName(name) for name in names)
+    assert np.allclose(slicer.util.arrayFromVolume(fused), result.fusion.volume.array, atol=1e-6)
+    assert np.array_equal(slicer.util.arrayFromVolume(rgb), result.rgb.array)
+    assert rgb.GetVoxelVectorType() == rgb.VoxelVectorTypeColorRGB
+    assert overlay.GetDisplayNode().GetColorNode().GetName() == "PET-Heat"
+    assert mrml.volume_from_node(overlay).units == "SUV"
+    assert fused.GetAttribute("MedFusion.Method") == "average"
+    ct, pet = scene.GetFirstNodeByName("CT head"), scene.GetFirstNodeByName("PET head")
+    assert transform.GetNodeReference(transform.GetMovingNodeReferenceRole()) is pet
+    assert pet.GetParentTransformNode() is transform
+    assert np.allclose(under_transform(pet, ct), moved, atol=1e-3 * np.ptp(moved))
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    parents = {hierarchy.GetItemName(hierarchy.GetItemParent(hierarchy.GetItemByDataNode(n))) for n in (ct, fused, rgb)}
+    assert parents == {"study"}
+    del alive
+
+
+def test_showing_works_without_views():
+    scene = slicer.vtkMRMLScene()
+    slicer.mrmlScene = scene
+    ct, pet = inputs()
+    added = mrml.add_result(*(lambda r, q: (r, [ct, pet], q))(*result_of(ct, pet)))
+    mrml.show(added)
+    assert added.overlay.GetDisplayNode().GetColorNode().GetTypeAsString() == "PET-Heat"
+    slicer.mrmlScene = None
