@@ -34,7 +34,7 @@ def write_contact_sheet(path, result, points, title=""):
     sizes = [_extent(plane, low, high) for plane, *_ in points]
     heights = [height / width for width, height in sizes]
     inch = 2.6
-    figure = Figure((inch * len(columns), inch * sum(heights) + 0.55), facecolor="black", dpi=110)
+    figure = Figure((inch * len(columns), inch * sum(heights) + 0.6), facecolor="black", dpi=110)
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(points), len(columns), squeeze=False, height_ratios=heights)
     for row, (plane, point, caption) in enumerate(points):
@@ -44,10 +44,10 @@ def write_contact_sheet(path, result, points, title=""):
             if row == 0:
                 axes.set_title(name, color="white", fontsize=10)
             if column == 0:
-                axes.text(0.02, 0.98, caption, color="#ffd060", fontsize=7, va="top", transform=axes.transAxes)
+                axes.text(0.02, 0.01, caption, color="#ffd060", fontsize=7, va="bottom", transform=axes.transAxes)
                 _letters(axes, PLANES[plane][2])
-    figure.suptitle(title, color="white", fontsize=11)
-    figure.subplots_adjust(0, 0, 1, 1 - 0.5 / figure.get_figheight(), 0.01, 0.01)
+    figure.suptitle(title, color="white", fontsize=11, y=1 - 0.08 / figure.get_figheight())
+    figure.subplots_adjust(0, 0, 1, 1 - 0.6 / figure.get_figheight(), 0.01, 0.01)
     with written_beside(path) as partial:
         figure.savefig(partial)
 
@@ -107,7 +107,7 @@ def _draw(axes, volume, plane, point, low, high):
 
 
 def _letters(axes, letters):
-    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
+    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.04))
     anchors = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
     for letter, (x, y), (ha, va) in zip(letters, places, anchors, strict=True):
         axes.text(x, y, letter, color="white", fontsize=7, ha=ha, va=va, transform=axes.transAxes)

@@ -70,12 +70,15 @@ def _described(volume):
 
 
 def _coloring(volumes):
-    """Colour from a fifth of the PET's range: below it, colour would only veil the anatomy."""
+    """Colour from an eighth of the PET's range: below it, colour would only veil the anatomy.
+
+    In a table that climbs evenly: PET-Heat is yellow from a third of the range on, where normal brain lies.
+    """
     hot = next((volume for volume in volumes if volume.modality in FUNCTIONAL), None)
     if hot is None:
         return Coloring()
     black, white = display_range(hot)
-    return Coloring(threshold=round(black + 0.2 * (white - black), 2))
+    return Coloring("PET-HotMetalBlue", threshold=round(black + 0.125 * (white - black), 2))
 
 
 def _print_errors(console, phantom, result):
