@@ -16,16 +16,17 @@ def new_scene():
     application.SetMRMLScene(scene)
     colors = slicer.vtkMRMLColorLogic()
     colors.SetMRMLScene(scene)
-    files = slicer.vtkMRMLRemoteIOLogic()  # scene bundles are unpacked in its cache
+    cache = tempfile.TemporaryDirectory(prefix="scene-cache-")  # where scene bundles are unpacked
+    files = slicer.vtkMRMLRemoteIOLogic()
     files.SetMRMLScene(scene)
     files.AddDataIOToScene()
-    files.GetCacheManager().SetRemoteCacheDirectory(tempfile.gettempdir())
+    files.GetCacheManager().SetRemoteCacheDirectory(cache.name)
     view = slicer.vtkMRMLSliceLogic()
     view.SetMRMLApplicationLogic(application)
     view.SetMRMLScene(scene)
     view.AddSliceNode("Red")
     view.GetSliceNode().SetOrientationToAxial()
-    return scene, view, (application, colors, files)
+    return scene, view, (application, colors, files, cache)
 
 
 def affine(spacing=(1, 1, 1), origin=(0, 0, 0), angles=(0, 0, 0), flip=False):
