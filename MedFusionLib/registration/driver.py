@@ -1,0 +1,131 @@
+"""`register`: the way into registration."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..errors import Cancelled, MethodError, VolumeError
+from ..volume import Volume, require_usable
+from .result import Grid, Registration
+
+MODELS = ("none", "rigid", "affine", "deformable")
+INITIAL = ("auto", "identity", "geometry", "moments")
+LEVELS = (1.5, 3.0, 6.0)
+"""mm: voxels of the pyramid."""
+
+LEAST = 4
+"""Voxels along each axis."""
+
+
+def register(
+    fixed,
+    moving,
+    model="rigid",
+    device="auto",
+    seed=0,
+    initial="auto",
+    fixed_mask=None,
+    moving_mask=None,
+    similarity="auto",
+    levels=LEVELS,
+    progress=None,
+    cancelled=None,
+):
+    """Find where `moving` lies in `fixed`'s space.
+
+    fixed, moving: scalar Volumes of at least 4 voxels along each axis, any orientation, spacing or field of view.
+    model: "none" (as the scanners placed them), "rigid", "affine" or "deformable" (diffeomorphic, after affine).
+    device: "auto", "cpu", "cuda", "mps". seed: of the sampling: same volumes, seed and device, same result.
+    initial: "auto" (many starting poses), "identity", "geometry" (middle on middle), "moments" (centre of mass on
+        centre of mass), or a 4x4 RAS mm matrix, moving -> fixed, near the truth.
+    fixed_mask, moving_mask: Volumes, on any grid; only where they are not 0 is compared.
+    similarity: of the deformable stage: "auto" or "mind" (descriptors that survive any change of contrast),
+        "ncc" (local correlation, for two scans of one contrast). Linear stages use normalised mutual information.
+    levels: mm of the grids, finest first; "auto" choices fit heads and bodies.
+    progress(fraction, message), cancelled(): see `pipeline.run`.
+
+    Returns a `Registration` whose `quality` says whether to trust it.
+    Raises VolumeError for volumes that cannot be registered, MethodError for unknown options, Cancelled.
+    """
+    _check(fixed, moving, model, initial, similarity, levels, fixed_mask, moving_mask)
+    if model == "none":
+        return Registration("none", np.eye(4), None, Grid.of(fixed))
+    from .search import search
+
+    with _one_thread():
+        return search(
+            fixed,
+            moving,
+            model,
+            device,
+            seed,
+            initial,
+            fixed_mask,
+            moving_mask,
+            similarity,
+            levels,
+            _Reporter(progress, cancelled),
+        )
+
+
+class _Reporter:
+    """Says how far it is and stops where the user asks."""
+
+    def __init__(self, progress, cancelled):
+        self._progress, self._cancelled = progress, cancelled
+
+    def __call__(self, fraction, message):
+        self.check()
+        if self._progress:
+            self._progress(fraction, message)
+
+    def check(self):
+        if self._cancelled and self._cancelled():
+            raise Cancelled()
+
+
+@contextmanager
+def _one_thread():
+    """Sampling scattered points gains nothing from a second thread, and threads that wait for each other beside a busy
+    Slicer cost ten times the work itself."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(fixed, moving, model, initial, similarity, levels, fixed_mask, moving_mask):
+    if model not in MODELS:
+        raise MethodError(f"registration model {model!r} is not one of {', '.join(MODELS)}.")
+    if similarity not in ("auto", "mind", "ncc"):
+        raise MethodError(f"similarity {similarity!r} is not one of auto, mind, ncc.")
+    if isinstance(initial, str):
+        if initial not in INITIAL:
+            raise MethodError(f"initial {initial!r} is not one of {', '.join(INITIAL)}, or a 4x4 matrix.")
+    else:
+        matrix = np.asarray(initial, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+            raise MethodError("initial must be a finite, invertible 4x4 matrix, moving -> fixed, RAS mm.")
+    if len(levels) < 1 or any(s <= 0 for s in levels) or list(levels) != sorted(levels):
+        raise MethodError(f"levels {levels!r} must be millimetres from fine to coarse, such as (1.5, 3, 6).")
+    if model == "none":
+        return
+    for volume in (fixed, moving):
+        if not isinstance(volume, Volume):
+            raise VolumeError(f"a {type(volume).__name__} cannot be registered: give a Volume (read_volume makes one).")
+        require_usable(volume)
+        if min(volume.size) < LEAST:
+            size = " x ".join(str(n) for n in volume.size)
+            raise VolumeError(
+                f"{volume.title} has {size} voxels: registration needs at least {LEAST} slices and {LEAST} voxels along"
+                " each axis. Give the whole stack, or choose registration “none”."
+            )
+    for name, mask in (("fixed_mask", fixed_mask), ("moving_mask", moving_mask)):
+        if mask is not None and not np.any(mask.array):
+            raise VolumeError(f"{name} is empty: draw a region in it, or leave it out.")

@@ -1,0 +1,210 @@
+"""A scan made ready for registration: a pyramid of float32 grids, points spread over its anatomy, and sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+SLAB = 2**22
+"""Voxels converted to float32 at once, so that a full-size scan never exists as a float32 copy."""
+
+# The generalised golden ratio of three dimensions: its powers spread points evenly (Roberts 2018, the R3 sequence).
+_GOLDEN = 1.2207440846057596 ** -np.arange(1, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One grid of a pyramid. values: float32 (K, J, I), 0..1; affine: voxel index (i, j, k) -> RAS mm."""
+
+    values: torch.Tensor
+    affine: np.ndarray
+
+    @property
+    def size(self):
+        return np.array(self.values.shape[::-1])
+
+    @cached_property
+    def to_index(self):
+        return np.linalg.inv(self.affine)
+
+
+class Image:
+    """A volume's pyramid. device: of the grids. spacings: mm of each level's voxels at least, finest first."""
+
+    def __init__(self, volume, spacings, device, mask=None):
+        self.volume = volume
+        self.device = device
+        finest, affine = _pooled(volume.array, volume.affine, spacings[0], device)
+        self.low, self.high = _range(finest)
+        finest = ((finest - self.low) / (self.high - self.low)).clamp_(0, 1)
+        self.levels = [Level(finest, affine)]
+        for spacing in spacings[1:]:
+            self.levels.append(Level(*_pooled_torch(self.levels[-1].values, self.levels[-1].affine, spacing)))
+        self.mask = None if mask is None else _Mask(mask, device)
+
+    @cached_property
+    def anatomy(self):
+        """float32 (K, J, I) of 0 and 1 on the coarsest level: what differs from the background at the edges."""
+        values = self.levels[-1].values
+        faces = [values.select(axis, end).reshape(-1) for axis in range(3) for end in (0, -1)]
+        background = torch.cat(faces).median()
+        contrast = (values - background).abs()
+        mask = contrast > 0.5 * contrast.mean() + 0.02
+        return mask.float() if bool(mask.any()) else torch.ones_like(values)
+
+    @cached_property
+    def box(self):
+        """(low, high) voxel index (i, j, k) on the coarsest level of the anatomy's bounding box, with a margin."""
+        level = self.levels[-1]
+        margin = 12 / np.linalg.norm(level.affine[:3, :3], axis=0)
+        bounds = []
+        for axis, size in zip((2, 1, 0), level.size, strict=True):
+            share = self.anatomy.mean(dim=[a for a in range(3) if a != axis]).cpu().numpy()
+            there = np.flatnonzero(share > 0.01)
+            low, high = (there[0], there[-1]) if there.size else (0, size - 1)
+            bounds.append((low, high, size))
+        low = np.array([max(-0.5, b[0] - m) for b, m in zip(bounds, margin, strict=True)])
+        high = np.array([min(b[2] - 0.5, b[1] + m) for b, m in zip(bounds, margin, strict=True)])
+        return low, high
+
+    @cached_property
+    def center_of_mass(self):
+        """RAS mm: of the anatomy."""
+        mask = self.anatomy
+        total = mask.sum()
+        index = [
+            float(
+                (mask.sum(dim=[a for a in range(3) if a != axis]) * torch.arange(n, device=mask.device)).sum() / total
+            )
+            for axis, n in ((2, mask.shape[2]), (1, mask.shape[1]), (0, mask.shape[0]))
+        ]
+        affine = self.levels[-1].affine
+        return affine[:3, :3] @ index + affine[:3, 3]
+
+    def points(self, count, seed):
+        """float64 RAS mm (about `count`, 3), spread evenly over the box of the anatomy (and the mask, if any)."""
+        affine = self.levels[-1].affine
+        low, high = self.box
+        points = np.empty((0, 3))
+        asked, start = count, 1
+        for _ in range(6):
+            unit = (np.random.default_rng(seed).random(3) + np.arange(start, start + asked)[:, None] * _GOLDEN) % 1
+            start += asked
+            found = (low + unit * (high - low)) @ affine[:3, :3].T + affine[:3, 3]
+            if self.mask is None:
+                return found
+            points = np.concatenate([points, found[self.mask.holds(found)]])
+            if len(points) >= count:
+                return points[:count]
+            asked = min(20 * count, asked * 4)
+        return points
+
+
+class _Mask:
+    """Where to look: a label Volume on any grid."""
+
+    def __init__(self, volume, device):
+        self.values = torch.from_numpy(np.ascontiguousarray(volume.array != 0)).to(device).reshape(-1)
+        self.size = np.array(volume.size)
+        self.to_index = np.linalg.inv(volume.affine)
+
+    def holds(self, points):
+        """bool (N,) of RAS points (N, 3)."""
+        index = np.rint(points @ self.to_index[:3, :3].T + self.to_index[:3, 3]).astype(np.int64)
+        inside = ((index >= 0) & (index < self.size)).all(axis=1)
+        i, j, k = np.where(inside[:, None], index, 0).T
+        flat = torch.from_numpy((k * self.size[1] + j) * self.size[0] + i).to(self.values.device)
+        return inside & self.values[flat].cpu().numpy()
+
+
+def sorted_by_block(points, affine, block=12.0):
+    """Points (N, 3) reordered so that neighbours in memory lie near each other in space: sampling is far faster."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cells = np.floor(points @ axes / block).astype(np.int64)
+    cells -= cells.min(axis=0)
+    n = cells.max(axis=0) + 1
+    return points[np.argsort((cells[:, 2] * n[1] + cells[:, 1]) * n[0] + cells[:, 0], kind="stable")]
+
+
+def sample(level, matrix, points, gradient=False):
+    """Trilinear values at points, and where asked their gradient.
+
+    matrix: 3x4 float64, the points' coordinates -> voxel index (i, j, k). points: float32 (3, N).
+    Returns (values (N,), inside (N,) bool, gradient (3, N) along (i, j, k) or None). Half a voxel beyond the outer
+    voxel centres is still inside, with the edge's value.
+    """
+    flat = level.values.reshape(-1)
+    size = torch.tensor(level.size.reshape(3, 1), dtype=torch.float32, device=points.device)
+    m = torch.tensor(matrix, dtype=torch.float32, device=points.device)
+    where = torch.addmm(m[:, 3:], m[:, :3], points)
+    inside = ((where > -0.5) & (where < size - 0.5)).all(dim=0)
+    clamped = torch.minimum(where.clamp_(min=0), size - 1.0)
+    base = torch.minimum(clamped.floor(), (size - 2).clamp_(min=0))
+    fx, fy, fz = clamped.sub_(base)
+    base = base.to(torch.int64)
+    ni, nj, nk = (int(n) for n in level.size)
+    di, dj, dk = min(1, ni - 1), ni * min(1, nj - 1), ni * nj * min(1, nk - 1)
+    index = base[2].mul_(nj).add_(base[1]).mul_(ni).add_(base[0])
+    c = []
+    for offset in (0, di, dj, di + dj, dk, dk + di, dk + dj, dk + dj + di):
+        c.append(torch.index_select(flat, 0, index + offset))
+    a0, a1, a2, a3 = (torch.lerp(c[n], c[n + 1], fx) for n in (0, 2, 4, 6))
+    b0, b1 = torch.lerp(a0, a1, fy), torch.lerp(a2, a3, fy)
+    values = torch.lerp(b0, b1, fz)
+    if not gradient:
+        return values, inside, None
+    gx = torch.lerp(torch.lerp(c[1] - c[0], c[3] - c[2], fy), torch.lerp(c[5].sub_(c[4]), c[7].sub_(c[6]), fy), fz)
+    gy = torch.lerp(a1 - a0, a3 - a2, fz)
+    return values, inside, torch.stack([gx, gy, b1 - b0])
+
+
+def _range(values):
+    """(low, high) between which a scan's values are told apart: without the outliers at both ends."""
+    flat = values.reshape(-1)
+    sample = flat[:: max(1, flat.numel() // 200_000)].cpu().numpy()
+    low, high = (float(x) for x in np.percentile(sample, (0.1, 99.8)))
+    if not low < high:
+        low, high = float(flat.min()), float(flat.max())
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _factors(affine, spacing, shape):
+    """How many voxels along (i, j, k) to average for voxels of about `spacing` mm."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    return [
+        int(min(max(1, np.floor(spacing / s + 0.3)), max(1, n // 4))) for s, n in zip(steps, shape[::-1], strict=True)
+    ]
+
+
+def _coarser(affine, factors):
+    scale = np.diag([*factors, 1.0])
+    scale[:3, 3] = (np.array(factors) - 1) / 2
+    return affine @ scale
+
+
+def _pooled(array, affine, spacing, device):
+    """Averaged to voxels of about `spacing` mm, slab by slab: (float32 tensor (K, J, I), affine)."""
+    fi, fj, fk = _factors(affine, spacing, array.shape)
+    slices = max(1, SLAB // (array.shape[1] * array.shape[2] * fk)) * fk
+    parts = []
+    for start in range(0, array.shape[0] // fk * fk, slices):
+        slab = np.ascontiguousarray(array[start : min(start + slices, array.shape[0] // fk * fk)], dtype=np.float32)
+        parts.append(_average(torch.from_numpy(slab).to(device), (fk, fj, fi)))
+    return torch.cat(parts), _coarser(affine, (fi, fj, fk))
+
+
+def _pooled_torch(values, affine, spacing):
+    factors = _factors(affine, spacing, values.shape)
+    return _average(values, factors[::-1]), _coarser(affine, factors)
+
+
+def _average(values, factors):
+    for axis, factor in enumerate(factors):
+        if factor > 1:
+            n = values.shape[axis] // factor * factor
+            parts = [values[(slice(None),) * axis + (slice(offset, n, factor),)] for offset in range(factor)]
+            values = sum(parts[1:], parts[0]) / factor
+    return values.contiguous()

@@ -1,0 +1,215 @@
+"""What a registration found, and what can be done with it. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FileError, GeometryError, VolumeError
+from ..normalize import looks_like_hu
+from ..volume import LPS, Volume
+
+AIR = -1000.0
+"""HU: what lies outside a CT."""
+
+SLAB = 2**22
+"""Voxels that are resampled at once through a displacement: ITK wants vectors in double precision."""
+
+_INTERPOLATIONS = ("linear", "bspline", "nearest")
+_ENDINGS = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels lie. size: (i, j, k) voxels; affine: 4x4, voxel index (i, j, k) -> RAS mm."""
+
+    size: tuple[int, int, int]
+    affine: np.ndarray
+
+    @classmethod
+    def of(cls, volume):
+        return cls(volume.size, volume.affine)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far a registration can be trusted.
+
+    verdict: "good", "check" (look at it before use) or "failed" (do not use it). reason: why, in a sentence.
+    similarity_before, similarity_after: normalised mutual information of the overlap, 1 (unrelated) to 2
+        (the same), before (as the scanners placed the volumes) and after; NaN where nothing overlaps.
+    overlap: share of the smaller field of view that lies inside the other one, 0..1, over the anatomy.
+    inverse_consistency: mm, mean difference over the anatomy between this result and the inverse of what
+        registering fixed to moving gives from there.
+    sharpness: how many times as high the similarity (less 1) is here as at the best place 12 mm away: a true optimum
+        stands out, over 1.
+    jacobian: (least, greatest) determinant of the fixed -> moving map's Jacobian. folded: voxels where it is not
+        positive.
+    """
+
+    verdict: str
+    reason: str
+    similarity_before: float
+    similarity_after: float
+    overlap: float
+    inverse_consistency: float
+    sharpness: float
+    jacobian: tuple[float, float]
+    folded: int
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """A mapping between a moving and a fixed volume.
+
+    model: "none", "rigid", "affine" or "deformable".
+    matrix: 4x4 float64, RAS mm, moving -> fixed: what a transform node on the moving volume holds. For a
+        deformable registration: its linear part.
+    displacement: None, or a Volume of RAS mm vectors, (K, J, I, 3), on the fixed grid: a fixed point x lies at
+        x + displacement(x) in the moving volume. It is the whole map, the linear part included.
+    fixed: the fixed volume's grid. quality: a `Quality`, or None where nothing was measured (model "none").
+    """
+
+    model: str
+    matrix: np.ndarray
+    displacement: Volume | None
+    fixed: Grid
+    quality: Quality | None = None
+
+    def __post_init__(self):
+        matrix = np.array(self.matrix, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+            raise GeometryError("a registration's matrix must be a finite, invertible 4x4 matrix.")
+        object.__setattr__(self, "matrix", matrix)
+
+    def to_moving(self, points):
+        """RAS mm (N, 3) in the fixed volume's space -> where they lie in the moving volume's, RAS mm (N, 3).
+
+        With a displacement: linear between voxel centres, and its edge value outside the fixed grid.
+        """
+        points = np.asarray(points, dtype=np.float64)
+        if self.displacement is None:
+            inverse = np.linalg.inv(self.matrix)
+            return points @ inverse[:3, :3].T + inverse[:3, 3]
+        from scipy.ndimage import map_coordinates
+
+        to_index = np.linalg.inv(self.displacement.affine)
+        index = (points @ to_index[:3, :3].T + to_index[:3, 3]).T[::-1]
+        shift = [
+            map_coordinates(self.displacement.array[..., axis], index, order=1, mode="nearest") for axis in range(3)
+        ]
+        return points + np.stack(shift, axis=-1)
+
+    def resample(self, volume, interpolation="linear"):
+        """`volume`, which lies as the moving one does, on the fixed grid: same type, units, name and display range.
+
+        interpolation: "linear", "bspline" (cubic) or "nearest" (labels). Outside `volume`: air (-1000) for a CT in
+        HU, else 0.
+
+        Raises VolumeError for an unknown interpolation.
+        """
+        import SimpleITK as sitk
+
+        if interpolation not in _INTERPOLATIONS:
+            raise VolumeError(f"interpolation {interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}.")
+        kind = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline, "nearest": sitk.sitkNearestNeighbor}
+        image = _to_sitk(volume)
+        fixed = volume.with_array(
+            np.broadcast_to(np.zeros(1, np.uint8), self.fixed.size[::-1]), affine=self.fixed.affine
+        )
+        if (
+            self.displacement is None
+            and fixed.same_grid(volume, 1e-6)
+            and np.allclose(self.matrix, np.eye(4), atol=1e-12)
+        ):
+            return volume
+        background = AIR if not volume.is_vector and looks_like_hu(volume) else 0.0
+        resampler = sitk.ResampleImageFilter()
+        resampler.SetInterpolator(kind[interpolation])
+        resampler.SetDefaultPixelValue(background)
+        resampler.SetOutputPixelType(image.GetPixelID())
+        out = np.empty(
+            self.fixed.size[::-1] + ((3,) if volume.is_vector else ()), sitk.GetArrayViewFromImage(image).dtype
+        )
+        step = len(out) if self.displacement is None else max(1, SLAB // (out.shape[1] * out.shape[2]))
+        for start in range(0, len(out), step):
+            slab = out[start : start + step]
+            affine = self.fixed.affine.copy()
+            affine[:3, 3] += start * affine[:3, 2]
+            origin, spacing, direction = _itk_geometry(affine)
+            resampler.SetOutputOrigin(origin)
+            resampler.SetOutputSpacing(spacing)
+            resampler.SetOutputDirection(direction)
+            resampler.SetSize([int(n) for n in slab.shape[2::-1]])
+            resampler.SetTransform(self._itk_transform(start, start + len(slab)))
+            resampled = resampler.Execute(image)  # a view does not keep its image alive
+            slab[...] = sitk.GetArrayViewFromImage(resampled)
+        return volume.with_array(out, affine=self.fixed.affine)
+
+    def write(self, path):
+        """Write an ITK transform file (.h5, .tfm, .txt or .mat), which SimpleITK and Slicer read to the same mapping.
+
+        In ITK's sense: fixed -> moving, LPS mm. Slicer shows the moving volume under it where it belongs.
+        Raises FileError when it cannot be written; then nothing is left behind.
+        """
+        import SimpleITK as sitk
+
+        path = Path(path)
+        if path.suffix.lower() not in _ENDINGS:
+            raise FileError(f"{path.name!r} is no transform file: end its name in {', '.join(_ENDINGS)}.")
+        if self.displacement is not None and path.suffix.lower() not in (".h5", ".hdf5"):
+            raise FileError(f"{path.name!r} cannot hold a deformation: end its name in .h5.")
+        try:
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medfusion-") as folder:
+                partial = os.path.join(folder, path.name)
+                sitk.WriteTransform(self._itk_transform(0, self.fixed.size[2]), partial)
+                os.replace(partial, path)
+        except (OSError, RuntimeError) as error:
+            raise FileError(
+                f"the transform {path.name!r} cannot be written: check folder, space and rights."
+            ) from error
+
+    def _itk_transform(self, start, stop):
+        """The fixed -> moving map as ITK has it, for slices `start` to `stop` of the fixed grid."""
+        import SimpleITK as sitk
+
+        if self.displacement is None:
+            inverse = LPS @ np.linalg.inv(self.matrix) @ LPS
+            transform = sitk.AffineTransform(3)
+            transform.SetMatrix(inverse[:3, :3].ravel().tolist())
+            transform.SetTranslation(inverse[:3, 3].tolist())
+            return transform
+        vectors = self.displacement.array[start:stop] * np.array([-1.0, -1.0, 1.0])
+        field = sitk.GetImageFromArray(vectors, isVector=True)
+        affine = self.fixed.affine.copy()
+        affine[:3, 3] += start * affine[:3, 2]
+        origin, spacing, direction = _itk_geometry(affine)
+        field.SetOrigin(origin)
+        field.SetSpacing(spacing)
+        field.SetDirection(direction)
+        return sitk.DisplacementFieldTransform(field)
+
+
+def _itk_geometry(affine):
+    """(origin, spacing, direction cosines), LPS, of a voxel index -> RAS mm matrix."""
+    lps = LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    return lps[:3, 3].tolist(), spacing.tolist(), (lps[:3, :3] / spacing).ravel().tolist()
+
+
+def _to_sitk(volume):
+    import SimpleITK as sitk
+
+    array = volume.array
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    image = sitk.GetImageFromArray(array.astype(array.dtype.newbyteorder("="), copy=False), isVector=volume.is_vector)
+    origin, spacing, direction = _itk_geometry(volume.affine)
+    image.SetOrigin(origin)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    return image

@@ -1,0 +1,316 @@
+"""Registration of volumes whose true place is known."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from MedFusionLib import phantom
+from MedFusionLib.errors import Cancelled, FileError, MethodError, VolumeError
+from MedFusionLib.registration import Grid, Registration, register
+from MedFusionLib.volume import LPS, Volume
+
+
+@pytest.fixture(scope="module")
+def head():
+    pytest.importorskip("nilearn", reason="the phantom needs nilearn: pip install .[test]")
+    return phantom.make(seed=3, spacing=2)
+
+
+def moved(volume, matrix):
+    """The same voxels, lying elsewhere: registering to where it was must find `matrix`'s inverse."""
+    return volume.with_array(volume.array, affine=matrix @ volume.affine)
+
+
+def turn(degrees, axis, shift=(0, 0, 0), center=(0, -12, 3)):
+    from scipy.spatial.transform import Rotation
+
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+    matrix[:3, 3] = center - matrix[:3, :3] @ np.array(center) + shift
+    return matrix
+
+
+def distance(head, matrix, truth):
+    """mm, mean over the head."""
+    points = np.c_[head.head, np.ones(len(head.head))]
+    return np.linalg.norm((points @ (matrix - truth).T)[:, :3], axis=1).mean()
+
+
+@pytest.mark.parametrize(("modality", "limit"), [("MR", 1.0), ("PT", 2.0)])
+def test_rigid_finds_the_truth(head, modality, limit):
+    registration = register(head.ct, head.mr if modality == "MR" else head.pet)
+    assert head.error(modality, registration.matrix) < limit
+    assert registration.quality.verdict == "good", registration.quality
+
+
+@pytest.mark.parametrize(
+    ("degrees", "axis", "shift"),
+    [(60, "x", (0, 0, 0)), (-60, "z", (0, 0, 0)), (0, "x", (80, 0, 0)), (25, "y", (-40, 60, 30))],
+)
+def test_far_away(head, degrees, axis, shift):
+    away = turn(degrees, axis, shift)
+    registration = register(head.ct, moved(head.mr, away))
+    assert distance(head, registration.matrix @ away, head.truth["MR"]) < 1.5
+
+
+def test_a_given_start_is_enough(head):
+    near = turn(4, "z", (3, -4, 2)) @ head.truth["MR"]
+    registration = register(head.ct, head.mr, initial=near)
+    assert head.error("MR", registration.matrix) < 1.0
+
+
+@pytest.mark.parametrize("initial", ["identity", "geometry", "moments"])
+def test_other_starts(head, initial):
+    small = turn(5, "x", (6, 5, -8))
+    registration = register(head.ct, moved(head.ct.with_array(-head.ct.array), small), initial=initial)
+    assert distance(head, registration.matrix @ small, np.eye(4)) < 0.5
+
+
+def test_inverted_and_shaded(head):
+    mr = head.mr.array.astype(np.float32)
+    k = np.linspace(-1, 1, mr.shape[0])[:, None, None]
+    i = np.linspace(-1, 1, mr.shape[2])[None, None]
+    strange = head.mr.with_array((1000 - mr) * np.exp(0.35 * k - 0.25 * i).astype(np.float32))
+    registration = register(head.ct, strange)
+    assert head.error("MR", registration.matrix) < 1.5
+
+
+def test_a_slab_against_a_head(head):
+    # 40 mm of the MRI's head, cut axially: the MRI's slices are sagittal, superior is its j axis.
+    mr = head.mr
+    step = mr.spacing[1]
+    first, count = int(110 / step), int(40 / step)
+    affine = mr.affine.copy()
+    affine[:3, 3] += first * affine[:3, 1]
+    slab = mr.with_array(np.ascontiguousarray(mr.array[:, first : first + count]), affine=affine)
+    registration = register(head.ct, slab)
+    inside = (np.linalg.inv(head.truth["MR"]) @ np.c_[head.head, np.ones(len(head.head))].T)[:3].T
+    index = (inside - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    points = np.c_[
+        inside[(np.abs(index[:, 1] - count / 2) < count / 2)],
+        np.ones((np.abs(index[:, 1] - count / 2) < count / 2).sum()),
+    ]
+    assert np.linalg.norm((points @ (registration.matrix - head.truth["MR"]).T)[:, :3], axis=1).mean() < 2.0
+
+
+def test_a_head_against_a_body(head):
+    pet = head.pet
+    body = np.random.default_rng(0).gamma(2.0, 0.4, (pet.array.shape[0] + 120, *pet.array.shape[1:])).astype(np.float32)
+    y, x = np.indices(pet.array.shape[1:])
+    middle = (np.array(pet.array.shape[1:]) - 1) / 2
+    body *= (((y - middle[0]) / 22) ** 2 + ((x - middle[1]) / 33) ** 2 < 1)[None]
+    body[120:] = pet.array
+    affine = pet.affine.copy()
+    affine[:3, 3] -= 120 * affine[:3, 2]
+    registration = register(head.ct, pet.with_array(body, affine=affine))
+    assert head.error("PT", registration.matrix) < 3.0
+
+
+@pytest.mark.parametrize("flip", [(1, 0, 0), (0, 1, 1)])
+def test_left_handed_and_reordered_grids(head, flip):
+    array, affine = head.mr.array, head.mr.affine.copy()
+    for axis, flipped in enumerate(flip):
+        if flipped:
+            array = np.flip(array, 2 - axis)
+            affine[:3, 3] += affine[:3, axis] * (head.mr.size[axis] - 1)
+            affine[:3, axis] *= -1
+    array, affine = array.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]
+    registration = register(head.ct, head.mr.with_array(array, affine=affine))
+    assert head.error("MR", registration.matrix) < 1.0
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 3), (2, 2, 2)])
+def test_thick_and_coarse_voxels(head, factors):
+    i, j, k = factors
+    coarse = head.mr.array[::k, ::j, ::i]
+    registration = register(head.ct, head.mr.with_array(coarse, affine=head.mr.affine @ np.diag([i, j, k, 1.0])))
+    assert head.error("MR", registration.matrix) < 2.0
+
+
+def test_affine(head):
+    stretch = np.eye(4)
+    stretch[:3, :3] = [[1.08, 0.05, 0], [0, 0.94, -0.03], [0, 0, 1.05]]
+    stretch = turn(8, "z", (5, -6, 4)) @ stretch
+    registration = register(head.ct, moved(head.ct.with_array(-head.ct.array), stretch), model="affine")
+    assert registration.model == "affine"
+    assert distance(head, registration.matrix @ stretch, np.eye(4)) < 0.7
+
+
+def test_masks_choose_what_is_compared(head):
+    """Half of the moving scan shows something that has moved otherwise; the mask leaves it out."""
+    away = turn(6, "z", (4, 3, -5))
+    ct = head.ct
+    other = ct.array.copy()
+    other[: len(other) // 2] = np.roll(other[: len(other) // 2], 10, axis=2)
+    keep = np.zeros(ct.array.shape, np.uint8)
+    keep[len(keep) // 2 :] = 1
+    mask = Volume(keep, away @ ct.affine)
+    registration = register(ct, Volume(other, away @ ct.affine, "CT", "HU"), moving_mask=mask)
+    upper = head.head[(head.head @ np.linalg.inv(ct.affine)[2, :3] + np.linalg.inv(ct.affine)[2, 3]) > len(keep) / 2]
+    points = np.c_[upper, np.ones(len(upper))]
+    assert np.linalg.norm((points @ (registration.matrix @ away - np.eye(4)).T)[:, :3], axis=1).mean() < 1.0
+
+
+def test_same_seed_same_matrix(head):
+    first, second = (register(head.ct, head.pet, seed=5).matrix for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_none_leaves_it_in_place(head):
+    registration = register(head.ct, head.pet, model="none")
+    assert np.array_equal(registration.matrix, np.eye(4))
+    resampled = registration.resample(head.pet)
+    assert resampled.same_grid(head.ct) and resampled.units == "SUV" and resampled.name == head.pet.name
+
+
+def test_nothing_in_common_is_not_called_good(head):
+    noise = np.random.default_rng(1).normal(size=(40, 40, 40)).astype(np.float32)
+    registration = register(head.ct, Volume(noise, np.diag([4.0, 4, 4, 1]), "MR"))
+    assert registration.quality.verdict != "good"
+    assert registration.quality.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda v: v.with_array(np.full(v.array.shape, 7, np.int16)), "constant"),
+        (lambda v: v.with_array(np.where(v.array > 0, np.nan, v.array)), "NaN"),
+        (lambda v: v.with_array(v.array[:1]), "slices"),
+        (lambda v: v.with_array(v.array[:1, :1, :1]), "constant"),
+        (lambda v: v.with_array(np.stack([v.array] * 3, -1)), "colour"),
+    ],
+)
+def test_volumes_that_cannot_be_registered(head, change, says):
+    with pytest.raises(VolumeError, match=says):
+        register(head.ct, change(head.pet))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "elastic"},
+        {"initial": "somewhere"},
+        {"initial": np.zeros((4, 4))},
+        {"similarity": "ssd"},
+        {"levels": (3, 1)},
+    ],
+)
+def test_unknown_options(head, options):
+    with pytest.raises(MethodError):
+        register(head.ct, head.pet, **options)
+
+
+def test_an_empty_mask(head):
+    with pytest.raises(VolumeError, match="fixed_mask is empty"):
+        register(head.ct, head.pet, fixed_mask=head.ct.with_array(np.zeros(head.ct.array.shape, np.uint8)))
+
+
+def test_cancel_is_prompt_and_progress_rises(head):
+    asked, fractions = [], []
+
+    def cancelled():
+        asked.append(1)
+        return len(asked) > 12
+
+    with pytest.raises(Cancelled):
+        register(head.ct, head.mr, progress=lambda f, m: fractions.append(f), cancelled=cancelled)
+    assert len(asked) == 13
+    assert fractions == sorted(fractions)
+
+
+def test_results_need_no_torch():
+    code = "import sys, MedFusionLib.registration as r; r.Registration; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+# ---- what a Registration does ---------------------------------------------------------------------
+
+
+def blob(shape=(20, 24, 28), affine=None, dtype=np.float32):
+    k, j, i = np.indices(shape)
+    values = np.exp(-((k - 9) ** 2 + (j - 11) ** 2 + (i - 15) ** 2) / 30)
+    return Volume(
+        (1000 * values).astype(dtype), np.diag([2.0, 2, 2, 1]) if affine is None else affine, "MR", "", "blob"
+    )
+
+
+def shifted_field(volume, shift):
+    return volume.with_array(np.broadcast_to(np.float32(shift), (*volume.array.shape, 3)).copy())
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "bspline", "nearest"])
+@pytest.mark.parametrize("deformed", [False, True])
+def test_resample_moves_by_whole_voxels(interpolation, deformed):
+    moving = blob()
+    matrix = np.eye(4)
+    matrix[:3, 3] = (4, -6, 2)  # moving -> fixed: 2, -3 and 1 voxels
+    field = shifted_field(moving, (-4, 6, -2)) if deformed else None
+    registration = Registration("rigid", matrix, field, Grid.of(moving))
+    out = registration.resample(moving, interpolation).array
+    assert np.abs(out[1:, :-3, 2:] - moving.array[:-1, 3:, :-2]).max() < 0.05
+    assert (out[0] == 0).all() and (out[:, :, :2] == 0).all()
+
+
+def test_resample_keeps_meaning_and_fills_ct_with_air():
+    ct = Volume(
+        np.full((6, 6, 6), 40, np.int16) + np.indices((6, 6, 6))[0].astype(np.int16),
+        np.eye(4),
+        "CT",
+        "HU",
+        "thorax",
+        (0, 100),
+    )
+    registration = Registration("none", np.eye(4), None, Grid((8, 6, 6), np.eye(4)))
+    out = registration.resample(ct)
+    assert (out.array[..., 6:] == -1000).all() and np.array_equal(out.array[..., :6], ct.array)
+    assert (out.array.dtype, out.modality, out.units, out.name, out.display_range) == (
+        np.int16,
+        "CT",
+        "HU",
+        "thorax",
+        (0, 100),
+    )
+
+
+def test_resample_refuses_what_it_does_not_know():
+    with pytest.raises(VolumeError, match="sinc"):
+        Registration("none", np.eye(4), None, Grid.of(blob())).resample(blob(), "sinc")
+
+
+@pytest.mark.parametrize("ending", [".h5", ".tfm", ".txt", ".mat"])
+def test_written_transforms_are_read_to_the_same_mapping(tmp_path, ending):
+    matrix = turn(25, "y", (7, -8, 9)) @ np.diag([1.1, 0.9, 1.05, 1])
+    registration = Registration("affine", matrix, None, Grid.of(blob()))
+    path = tmp_path / f"moving to fixed{ending}"
+    registration.write(path)
+    read = sitk.ReadTransform(str(path))
+    for point in ([0, 0, 0], [10.0, -20, 30]):
+        there = np.array(read.TransformPoint((LPS[:3, :3] @ point).tolist())) @ LPS[:3, :3]
+        assert np.allclose(there, registration.to_moving([point])[0], atol=1e-6)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_written_deformations_are_read_to_the_same_mapping(tmp_path):
+    affine = turn(15, "z", (3, 2, 1)) @ np.diag([-2.0, 1.5, 3, 1])
+    fixed = blob(affine=affine)
+    k, j, i = np.indices(fixed.array.shape)
+    field = np.stack([np.sin(i / 5), np.cos(j / 6), 0.1 * k], -1).astype(np.float32)
+    registration = Registration("deformable", np.eye(4), fixed.with_array(field), Grid.of(fixed))
+    registration.write(tmp_path / "warp.h5")
+    read = sitk.ReadTransform(str(tmp_path / "warp.h5"))
+    index = np.array([[3, 4, 5], [10.5, 8.25, 7.75]])
+    for point in index @ affine[:3, :3].T + affine[:3, 3]:
+        there = np.array(read.TransformPoint((LPS[:3, :3] @ point).tolist())) @ LPS[:3, :3]
+        assert np.allclose(there, registration.to_moving([point])[0], atol=1e-4)
+
+
+def test_write_leaves_nothing_behind(tmp_path):
+    registration = Registration("rigid", np.eye(4), None, Grid.of(blob()))
+    for path in (tmp_path / "it.png", tmp_path / "missing" / "it.h5"):
+        with pytest.raises(FileError):
+            registration.write(path)
+    assert not list(tmp_path.iterdir())
