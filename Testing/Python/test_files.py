@@ -1,0 +1,251 @@
+"""Files: what is written comes back, geometry and meaning included; what cannot be read is refused in plain words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from MedFusionLib import read_volume, write_volume
+from MedFusionLib.errors import FileError, GeometryError, VolumeError
+from MedFusionLib.files import guess_modality, written_beside
+from MedFusionLib.volume import LPS, Volume
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+def rotation(*angles):
+    (a, b, c), s, k = angles, np.sin, np.cos
+    x = np.array([[1, 0, 0], [0, k(a), -s(a)], [0, s(a), k(a)]])
+    y = np.array([[k(b), 0, s(b)], [0, 1, 0], [-s(b), 0, k(b)]])
+    z = np.array([[k(c), -s(c), 0], [s(c), k(c), 0], [0, 0, 1]])
+    return x @ y @ z
+
+
+def affine(turn=1.0, spacing=(1, 1, 1), origin=(0, 0, 0)):
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn * np.diag(spacing) if np.isscalar(turn) else turn * spacing
+    matrix[:3, 3] = origin
+    return matrix
+
+
+GRIDS = {
+    "plain": affine(),
+    "oblique, anisotropic": affine(rotation(0.3, -0.5, 0.8), (0.7, 1.1, 4.5), (-91.5, 30.2, 812.7)),
+    "left-handed": affine(rotation(0.1, 0.2, -0.3) @ np.diag([-1, 1, 1]), (2, 2, 3), (5, -6, 7)),
+    "sagittal": affine(np.eye(3)[:, [1, 2, 0]], (1, 1, 1.4), (-80, -120, -70)),
+}
+SHEARED = affine() @ np.array([[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def scan(shape=(5, 7, 9), grid=GRIDS["plain"], dtype=np.float32, **more):
+    values = np.random.default_rng(1).normal(200, 300, shape)
+    return Volume(values.astype(dtype), grid, **({"modality": "MR", "name": "a scan"} | more))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_geometry_and_voxels_come_back(tmp_path, ending, grid):
+    volume = scan(grid=GRIDS[grid])
+    write_volume(volume, tmp_path / f"v{ending}")
+    back = read_volume(tmp_path / f"v{ending}", modality="MR")
+    np.testing.assert_array_equal(back.array, volume.array)
+    assert back.same_grid(volume, 2e-4)
+
+
+def test_the_affine_is_what_itk_means(tmp_path):
+    """An independent reading of the file: a voxel's place by ITK itself, in LPS."""
+    volume = scan(grid=GRIDS["oblique, anisotropic"])
+    write_volume(volume, tmp_path / "v.nrrd")
+    image = sitk.ReadImage(str(tmp_path / "v.nrrd"))
+    place = image.TransformIndexToPhysicalPoint((3, 2, 4))
+    np.testing.assert_allclose((LPS @ volume.affine @ (3, 2, 4, 1))[:3], place, atol=1e-6)
+    assert image[3, 2, 4] == volume.array[4, 2, 3]
+
+
+def test_nifti_agrees_with_nibabel(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    volume = scan(grid=GRIDS["left-handed"])
+    write_volume(volume, tmp_path / "v.nii.gz")
+    image = nibabel.load(tmp_path / "v.nii.gz")
+    np.testing.assert_allclose(image.affine, volume.affine, atol=1e-4)
+    np.testing.assert_array_equal(image.get_fdata(), volume.array.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("ending", (".nrrd", ".mha"))
+def test_sheared_grids_come_back_from_nrrd_and_metaimage(tmp_path, ending):
+    volume = scan(grid=SHEARED)
+    write_volume(volume, tmp_path / f"v{ending}")
+    assert read_volume(tmp_path / f"v{ending}").same_grid(volume)
+
+
+def test_sheared_grids_are_refused_in_nifti_and_leave_no_file(tmp_path):
+    with pytest.raises(GeometryError, match=r"“a scan” has a sheared grid.*write \.nrrd"):
+        write_volume(scan(grid=SHEARED), tmp_path / "v.nii.gz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sheared_nifti_from_elsewhere_is_explained(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32), None)
+    image.set_sform(SHEARED, 1)
+    nibabel.save(image, tmp_path / "tilt.nii")
+    with pytest.raises(FileError, match=r"'tilt\.nii' has a sheared grid"):
+        read_volume(tmp_path / "tilt.nii")
+
+
+@pytest.mark.parametrize("ending", (".nrrd", ".mha"))
+def test_meaning_comes_back_where_the_format_holds_it(tmp_path, ending):
+    volume = scan(modality="PT", units="SUV", display_range=(0, 12.5), attributes={"MedFusion.Method": "average"})
+    write_volume(volume, tmp_path / f"v{ending}")
+    back = read_volume(tmp_path / f"v{ending}")
+    assert (back.modality, back.units, back.name, back.display_range) == ("PT", "SUV", "a scan", (0, 12.5))
+    assert back.attributes == {"MedFusion.Method": "average"}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_rgb_comes_back(tmp_path, ending):
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
+    write_volume(Volume(rgb, GRIDS["left-handed"]), tmp_path / f"v{ending}")
+    back = read_volume(tmp_path / f"v{ending}")
+    assert back.is_vector and back.array.dtype == np.uint8
+    np.testing.assert_array_equal(back.array, rgb)
+
+
+@pytest.mark.parametrize("dtype", (np.uint8, np.int16, ">i2", np.uint16, np.int32, np.int64, np.float16, np.float64))
+def test_number_types_come_back(tmp_path, dtype):
+    volume = Volume(np.arange(6 * 7 * 8).reshape(6, 7, 8).astype(dtype), np.eye(4))
+    write_volume(volume, tmp_path / "v.nrrd")
+    np.testing.assert_array_equal(read_volume(tmp_path / "v.nrrd").array, volume.array)
+
+
+def test_one_slice_and_2d_images_are_volumes(tmp_path):
+    write_volume(scan((1, 8, 9)), tmp_path / "one.nii.gz")
+    assert read_volume(tmp_path / "one.nii.gz").array.shape == (1, 8, 9)
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(72, dtype=np.uint8).reshape(8, 9)), str(tmp_path / "flat.png"))
+    assert read_volume(tmp_path / "flat.png").array.shape == (1, 8, 9)
+
+
+def test_a_single_time_point_is_a_volume_and_several_are_not(tmp_path):
+    frames = [sitk.GetImageFromArray(scan().array) for _ in range(3)]
+    sitk.WriteImage(sitk.JoinSeries(frames), str(tmp_path / "time.nii"))
+    sitk.WriteImage(sitk.JoinSeries(frames[:1]), str(tmp_path / "one.nii"))
+    assert read_volume(tmp_path / "one.nii").array.shape == (5, 7, 9)
+    with pytest.raises(VolumeError, match=r"'time\.nii' is a 4-D series \(9 x 7 x 5 x 3\).*one time point"):
+        read_volume(tmp_path / "time.nii")
+
+
+def test_colour_with_alpha_and_complex_numbers_are_refused(tmp_path):
+    four = sitk.GetImageFromArray(np.zeros((4, 5, 6, 4), np.uint8), isVector=True)
+    sitk.WriteImage(four, str(tmp_path / "rgba.nrrd"))
+    with pytest.raises(VolumeError, match=r"'rgba\.nrrd' has 4 values a voxel"):
+        read_volume(tmp_path / "rgba.nrrd")
+
+
+def test_label_maps_are_refused_unless_asked_for(tmp_path):
+    labels = np.zeros((16, 20, 20), np.uint8)
+    labels[4:9, 3:9, 3:9], labels[10:12, 10:15, 10:15] = 1, 17
+    write_volume(Volume(labels, np.eye(4)), tmp_path / "seg.nrrd")
+    with pytest.raises(VolumeError, match="segmentation"):
+        read_volume(tmp_path / "seg.nrrd")
+    np.testing.assert_array_equal(read_volume(tmp_path / "seg.nrrd", labels=True).array, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    (
+        ("absent.nii.gz", None, "there is no file or folder 'absent.nii.gz'"),
+        ("empty.nrrd", b"", "'empty.nrrd' is empty"),
+        ("text.txt", b"not an image", "no image format that MedFusion reads"),
+        ("text.nii.gz", b"not an image", "'text.nii.gz' (is no image format|cannot be read)"),
+    ),
+)
+def test_unreadable_files_say_why(tmp_path, name, content, message, capfd):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileError, match=message):
+        read_volume(tmp_path / name)
+    assert str(tmp_path) not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("ending", (".nrrd", ".nii.gz", ".nii", ".mha"))
+def test_files_cut_short_are_refused(tmp_path, ending):
+    file = tmp_path / f"v{ending}"
+    write_volume(scan((20, 30, 40)), file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(FileError, match="damaged or cut short"):
+        read_volume(file)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "series").mkdir()
+    with pytest.raises(FileError, match="'series' holds no DICOM images"):
+        read_volume(tmp_path / "series")
+
+
+def test_unknown_endings_and_folders_are_refused(tmp_path):
+    with pytest.raises(FileError, match=r"'v\.jpg': write \.nii\.gz"):
+        write_volume(scan(), tmp_path / "v.jpg")
+    with pytest.raises(FileError, match=r"folder of 'v\.nrrd' does not exist"):
+        write_volume(scan(), tmp_path / "no" / "v.nrrd")
+
+
+def test_a_failed_write_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    write_volume(scan(), tmp_path / "v.nrrd")
+    before = (tmp_path / "v.nrrd").read_bytes()
+    with pytest.raises(ZeroDivisionError), written_beside(tmp_path / "v.nrrd") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert [file.name for file in tmp_path.iterdir()] == ["v.nrrd"]
+    assert (tmp_path / "v.nrrd").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+@pytest.mark.parametrize("ending", (".nrrd", ".nii.gz", ".nii", ".mha", ".mhd"))
+def test_a_full_disk_is_reported_and_nothing_stays(tmp_path, ending):
+    """A real failing write: the system refuses to let any file grow past 10 kB."""
+    code = f"""
+import resource, signal, numpy as np
+from MedFusionLib import Volume, write_volume
+from MedFusionLib.errors import FileError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+volume = Volume(np.random.default_rng(0).random((30, 40, 50)), np.eye(4))
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    write_volume(volume, {str(tmp_path / ("v" + ending))!r})
+except FileError as error:
+    print(error)
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert f"'v{ending}' cannot be written" in done.stdout, done
+    assert not list(tmp_path.iterdir())
+
+
+def test_modality_is_guessed_by_the_name_or_by_hounsfield_units(tmp_path):
+    rng = np.random.default_rng(0)
+    hu = np.full((20, 20, 20), -1000, np.int16)
+    hu[5:15, 5:15, 5:15] = rng.normal(40, 10, (10, 10, 10))
+    hu[5:15, 5:7, 5:15] = 900
+    positive = Volume(np.abs(hu), np.eye(4))
+    assert guess_modality(Volume(hu, np.eye(4))) == "CT"
+    assert guess_modality(positive) == "OT"
+    assert guess_modality(positive, "sub-01_T1w.nii.gz") == "MR"
+    assert guess_modality(positive, "brain_PET_fdg.nii") == "PT"
+    assert guess_modality(positive, "ct_to_pet.nii") == "OT"  # two words that disagree
+    assert guess_modality(positive, "aspect.nii") == "OT"  # part of a word is no word
+    write_volume(Volume(hu, np.eye(4)), tmp_path / "x.nii.gz")
+    back = read_volume(tmp_path / "x.nii.gz")
+    assert (back.modality, back.units) == ("CT", "HU")
+    assert read_volume(tmp_path / "x.nii.gz", modality="MR", units="a.u.").units == "a.u."
+    with pytest.raises(VolumeError, match="'XX' is not one of CT, MR"):
+        read_volume(tmp_path / "x.nii.gz", modality="XX")
+
+
+def test_nan_is_read_as_it_is(tmp_path):
+    values = scan().array.copy()
+    values[1, 2, 3] = np.nan
+    write_volume(Volume(values, np.eye(4)), tmp_path / "v.nrrd")
+    assert np.isnan(read_volume(tmp_path / "v.nrrd").array[1, 2, 3])
