@@ -18,6 +18,7 @@ from slicer import (
     vtkMRMLTransformNode,
     vtkMRMLVectorVolumeNode,
 )
+from vtk.util.numpy_support import numpy_to_vtk
 
 from .color import LUTS
 from .errors import MedFusionError, MethodError, VolumeError
@@ -136,7 +137,11 @@ def add_result(result, nodes, request):
 
     nodes: the volume nodes that `request.sources` came from, in the same order. Where anything fails, the scene is
     left as it was.
+
+    Raises VolumeError when an input has left the scene meanwhile, or a node cannot be made.
     """
+    if len(nodes) != len(request.sources) or any(node is None or node.GetScene() is None for node in nodes):
+        raise VolumeError("An input of this result is no longer in the scene: load it and run again.")
     reference = nodes[request.reference]
     with _all_or_nothing():
         parent = _study(reference)
@@ -254,7 +259,7 @@ def _from_fixed(registration):
     grid.SetDimensions(field.size)
     grid.SetSpacing(field.spacing)
     grid.SetOrigin(field.affine[:3, 3])
-    vectors = vtk.util.numpy_support.numpy_to_vtk(field.array.reshape(-1, 3).astype(np.float32, copy=False), deep=True)
+    vectors = numpy_to_vtk(field.array.reshape(-1, 3).astype(np.float32, copy=False), deep=True)
     grid.GetPointData().SetScalars(vectors)
     directions = np.eye(4)
     directions[:3, :3] = field.affine[:3, :3] / np.array(field.spacing)

@@ -281,7 +281,8 @@ def test_a_failure_leaves_the_scene_as_it_was(view, failure):
         object.__setattr__(hopeless, "affine", np.eye(3))
         result, error = Result(**(vars(result) | {"rgb": hopeless})), VolumeError
     else:
-        nodes, error = [ct], VolumeError
+        slicer.mrmlScene.RemoveNode(pet)
+        error = VolumeError
     nodes_before, items_before = node_ids(), hierarchy_items()
     with pytest.raises(error):
         mrml.add_result(result, nodes, request)

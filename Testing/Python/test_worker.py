@@ -1,5 +1,6 @@
 """Real child processes: what they return, how they are stopped, and that they leave nothing behind."""
 
+import ctypes
 import json
 import os
 import signal
@@ -132,6 +133,28 @@ def test_waiting_keeps_the_events():
     with worker.start(quick()) as job:
         assert job.wait(60)
         assert [event.message for event in job.poll()][-1] == "Done"
+
+
+@linux
+def test_a_main_thread_that_keeps_the_interpreter_lock_holds_nothing_up():
+    """Slicer's event loop sleeps with the lock held: the threads live on what `poll` gives them."""
+    hold = ctypes.PyDLL(None).usleep
+    with worker.start(quick()) as job:
+        rounds = 0
+        while job.state == "running":
+            hold(20_000)
+            job.poll()
+            rounds += 1
+            assert rounds < 3000
+        assert job.state == "done"
+    with worker.start(endless()) as job:
+        while not any(event.kind == "progress" for event in job.poll()):
+            hold(20_000)
+        job.cancel()
+        for _ in range(100):
+            hold(20_000)
+            job.poll()
+        assert job.state == "cancelled"
 
 
 def test_paths_are_sources_too(tmp_path):
