@@ -114,21 +114,21 @@ def add_volume(volume, name=None, parent=None):
     """
     kind = "vtkMRMLVectorVolumeNode" if volume.is_vector else "vtkMRMLScalarVolumeNode"
     node = _new_node(kind, name or volume.name or volume.modality, parent)
+    # The display before the voxels: else it goes through all of them to find a window of its own.
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().AutoWindowLevelOff()
+    if volume.is_vector:
+        node.SetVoxelVectorType(node.VoxelVectorTypeColorRGB)
+    else:
+        node.GetDisplayNode().SetWindowLevelMinMax(*display_range(volume))
+        units = slicer.vtkCodedEntry()
+        units.SetValueSchemeMeaning(*UNITS.get(volume.units, (volume.units, "UCUM", volume.units)))
+        node.SetVoxelValueUnits(units)
     slicer.util.updateVolumeFromArray(node, _displayable(volume.array))
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(volume.affine))
     for key, value in volume.attributes.items():
         node.SetAttribute(key, value)
     node.SetAttribute(MODALITY, volume.modality)
-    if volume.is_vector:
-        node.SetVoxelVectorType(node.VoxelVectorTypeColorRGB)
-        node.CreateDefaultDisplayNodes()
-        return node
-    units = slicer.vtkCodedEntry()
-    units.SetValueSchemeMeaning(*UNITS.get(volume.units, (volume.units, "UCUM", volume.units)))
-    node.SetVoxelValueUnits(units)
-    node.CreateDefaultDisplayNodes()
-    node.GetDisplayNode().AutoWindowLevelOff()
-    node.GetDisplayNode().SetWindowLevelMinMax(*display_range(volume))
     return node
 
 

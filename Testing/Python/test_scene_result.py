@@ -7,7 +7,7 @@ slicer = pytest.importorskip("slicer", reason="needs slicer-core: pip install .[
 import vtk  # noqa: E402
 from scene import affine, blob, head, new_scene, points, rigid  # noqa: E402
 
-from MedFusionLib import color, mrml  # noqa: E402
+from MedFusionLib import color, mrml, worker  # noqa: E402
 from MedFusionLib.errors import MethodError, VolumeError  # noqa: E402
 from MedFusionLib.fusion import fuse  # noqa: E402
 from MedFusionLib.normalize import display_range, to_unit  # noqa: E402
@@ -243,6 +243,25 @@ def test_overlay_pixels_have_the_right_colour_on_the_right_side(view, lut):
     assert pixel((-50, -55, center[2]))[1].max() <= 1
 
 
+def test_the_rgb_volume_is_seen_in_its_own_colours(view):
+    ct, pet = inputs()
+    result, request = result_of(ct, pet)
+    rgb = mrml.add_result(result, [ct, pet], request).rgb
+    view.GetSliceCompositeNode().SetBackgroundVolumeID(rgb.GetID())
+    view.GetSliceNode().SetDimensions(200, 200, 1)
+    view.FitSliceToAll()
+    affine = result.rgb.affine
+    for ijk in ((24, 27, 13), (18, 20, 13), (2, 2, 13)):
+        center = affine @ (*ijk, 1)
+        view.SetSliceOffset(center[2])
+        view.UpdateImageData()
+        view.GetBlend().Update()
+        to_xy = np.linalg.inv(slicer.util.arrayFromVTKMatrix(view.GetSliceNode().GetXYToRAS()))
+        x, y = np.rint((to_xy @ center)[:2]).astype(int)
+        seen = [view.GetBlend().GetOutput(0).GetScalarComponentAsDouble(x, y, 0, n) for n in range(3)]
+        assert np.abs(seen - result.rgb.array[ijk[::-1]].astype(float)).max() <= 8, (seen, ijk)
+
+
 def test_the_threshold_is_in_the_pets_own_units(view):
     ct, pet = inputs()
     result, request = result_of(ct, pet, coloring=Coloring(threshold=4.0))
@@ -317,6 +336,21 @@ def test_a_saved_scene_comes_back_whole(view, tmp_path):
     parents = {hierarchy.GetItemName(hierarchy.GetItemParent(hierarchy.GetItemByDataNode(n))) for n in (ct, fused, rgb)}
     assert parents == {"study"}
     del alive
+
+
+def test_from_nodes_through_the_child_process_to_nodes(view):
+    ct, pet = inputs()
+    sources = (mrml.volume_from_node(ct), mrml.volume_from_node(pet))
+    request = Request(sources, registration="rigid", method="average", device="cpu", evaluate=False)
+    with worker.start(request) as job:
+        result = job.result()
+        added = mrml.add_result(result, [ct, pet], request)
+        expected = result.sources[1].array.copy()
+    pet.SetAndObserveTransformNodeID(added.transforms[1].GetID())
+    body = expected > 0.02 * np.ptp(expected)
+    assert np.abs(under_transform(pet, ct) - expected)[body].max() <= 1e-3 * np.ptp(expected)
+    # The nodes hold the voxels themselves: the job's files are gone.
+    assert np.array_equal(slicer.util.arrayFromVolume(added.overlay), expected)
 
 
 def test_showing_works_without_views():
