@@ -314,8 +314,7 @@ def _pixels(frames, shape, label):
     for plane, frame in zip(array, frames, strict=True):
         try:
             if frame.index is None:
-                pixels = sitk.GetArrayViewFromImage(sitk.ReadImage(frame.file, sitk.sitkFloat32))
-                plane[...] = pixels.reshape(shape)
+                plane[...] = sitk.GetArrayFromImage(sitk.ReadImage(frame.file, sitk.sitkFloat32)).reshape(shape)
             else:
                 if frame.file not in stacks:
                     stacks[frame.file] = _stack(frame.file)

@@ -101,6 +101,9 @@ def write_volume(volume, path):
     with written_beside(path) as partial, _quiet():
         try:
             sitk.WriteImage(image, str(partial), useCompression=ending != ".nii")
+            # NIfTI's writer says nothing of a full disk.
+            if not _is_whole(partial):
+                raise RuntimeError
         except RuntimeError as error:
             raise FileError(_why_not_written(path, partial)) from error
 
@@ -178,7 +181,9 @@ def _from_file(path):
         with _quiet():
             reader.ReadImageInformation()
             _check_header(reader, path)
-            _check_whole(reader, path)
+            # NIfTI's reader takes what a file that was cut short lacks for zeros.
+            if not _is_whole(path):
+                raise FileError(_DAMAGED.format(repr(path.name)))
             image = reader.Execute()
     except RuntimeError as error:
         raise FileError(_why_not_read(path, str(error))) from error
@@ -215,23 +220,22 @@ def _check_header(reader, path):
         )
 
 
-def _check_whole(reader, path):
-    """NIfTI's reader takes what a file that was cut short lacks for zeros."""
-    if not reader.HasMetaDataKey("vox_offset"):
-        return
+def _is_whole(path):
+    """Whether a NIfTI file holds all the voxels that its header tells of; True for other formats."""
+    if _ending(path.name) not in (".nii", ".nii.gz"):
+        return True
+    try:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        with gzip.open(path) if _ending(path.name) == ".nii.gz" else open(path, "rb") as file:
+            size = 0
+            while part := file.read(2**22):
+                size += len(part)
+    except (RuntimeError, EOFError, zlib.error, gzip.BadGzipFile):
+        return False
     count = np.prod([int(reader.GetMetaData(f"dim[{n + 1}]")) for n in range(int(reader.GetMetaData("dim[0]")))])
-    needed = float(reader.GetMetaData("vox_offset")) + count * int(reader.GetMetaData("bitpix")) / 8
-    size = path.stat().st_size
-    if _ending(path.name) == ".nii.gz":
-        try:
-            with gzip.open(path) as file:
-                size = 0
-                while part := file.read(2**22):
-                    size += len(part)
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            size = -1
-    if _ending(path.name) in (".nii", ".nii.gz") and size < needed:
-        raise FileError(_DAMAGED.format(repr(path.name)))
+    return size >= float(reader.GetMetaData("vox_offset")) + count * int(reader.GetMetaData("bitpix")) / 8
 
 
 def _as_3d(image):

@@ -1,0 +1,300 @@
+"""DICOM series: geometry, HU, SUV, and what no volume can be made of. One set is real, the others are written here."""
+
+import logging
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from MedFusionLib import read_volume
+from MedFusionLib.dicom import suv_factor
+from MedFusionLib.errors import FileError, GeometryError, VolumeError
+from MedFusionLib.volume import LPS
+
+REAL = Path(__file__).resolve().parents[3] / "shared/data/dicom/ct-head"
+PATIENT = "DOE^JANE"
+SHAPE = (6, 5, 7)
+
+
+def header(modality="CT", description="Head", number=2, **tags):
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+    dataset.PatientName, dataset.PatientID = PATIENT, "4711"
+    dataset.Modality, dataset.SeriesDescription, dataset.SeriesNumber = modality, description, number
+    dataset.SeriesInstanceUID = f"1.2.826.0.1.3680043.8.498.{number}"
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, 0
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+    for tag, value in tags.items():
+        setattr(dataset, tag, value)
+    return dataset
+
+
+def save(dataset, pixels, file):
+    dataset.Rows, dataset.Columns = pixels.shape[-2:]
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    file.parent.mkdir(exist_ok=True)
+    dataset.save_as(file, enforce_file_format=True)
+
+
+def write_series(folder, places=None, step=None, turn=None, start=0, slopes=None, **tags):
+    """Write slices; stored values (K, J, I). places: millimetres along the normal; step: vector between slices."""
+    stored = np.random.default_rng(3).integers(0, 3000, SHAPE)
+    turn = np.eye(3) if turn is None else turn
+    step = 2.5 * turn[:, 2] if step is None else np.array(step, float)
+    # Written out of order: the position counts, not the name.
+    for n in np.random.default_rng(4).permutation(len(stored)):
+        dataset = header(**tags)
+        dataset.ImageOrientationPatient = [*turn[:, 0], *turn[:, 1]]
+        away = n * step if places is None else places[n] * turn[:, 2]
+        dataset.ImagePositionPatient = [f"{x:.6f}"[:16] for x in np.array([-12.5, 30, 100]) + away]
+        dataset.PixelSpacing, dataset.SliceThickness = [0.8, 0.6], 2.5
+        if slopes is not None:
+            dataset.RescaleSlope, dataset.RescaleIntercept = slopes[n], 0
+        save(dataset, stored[n], folder / f"{start + (n * 7) % 11:03d}-{n}.dcm")
+    return stored
+
+
+def turned():
+    a = 0.3
+    return np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]]
+    )
+
+
+@pytest.mark.parametrize("turn", (np.eye(3), turned(), turned()[:, [1, 2, 0]]), ids=("axial", "oblique", "sagittal"))
+def test_ct_is_in_hu_and_in_its_place(tmp_path, turn):
+    stored = write_series(tmp_path / "ct", turn=turn)
+    ct = read_volume(tmp_path / "ct")
+    assert (ct.modality, ct.units, ct.name, ct.array.dtype) == ("CT", "HU", "Head", np.int16)
+    np.testing.assert_array_equal(ct.array, stored - 1024)
+    np.testing.assert_allclose(ct.spacing, (0.6, 0.8, 2.5), atol=1e-5)
+    # Where ITK's own series reader puts voxel (i, j, k) = (2, 1, 4).
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "ct"))
+    image = sitk.ReadImage(files)
+    assert image[2, 1, 4] == ct.array[4, 1, 2]
+    place = LPS @ ct.affine @ (2, 1, 4, 1)
+    np.testing.assert_allclose(place[:3], image.TransformIndexToPhysicalPoint((2, 1, 4)), atol=1e-3)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real CT series is not beside this checkout")
+def test_a_real_series_is_as_itk_reads_it():
+    ct = read_volume(REAL)
+    image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(REAL)))
+    np.testing.assert_array_equal(ct.array, sitk.GetArrayViewFromImage(image))
+    np.testing.assert_allclose(ct.spacing, image.GetSpacing())
+    place = (LPS @ ct.affine @ (10, 20, 30, 1))[:3]
+    np.testing.assert_allclose(place, image.TransformIndexToPhysicalPoint((10, 20, 30)))
+    # Its scale is the scanner's own: air at 0, water at 1000, RescaleType "unspecified".
+    assert (ct.modality, ct.units) == ("CT", "")
+
+
+def test_a_tilted_gantry_keeps_every_voxel_in_its_place(tmp_path, caplog):
+    step = np.array([0, 0.6, 2.4])
+    write_series(tmp_path / "ct", step=step)
+    ct = read_volume(tmp_path / "ct")
+    assert "tilted by 14.0 degrees" in caplog.text
+    for k in (0, 3, 5):
+        expected = np.array([-12.5, 30, 100]) + k * step
+        np.testing.assert_allclose((LPS @ ct.affine @ (0, 0, k, 1))[:3], expected, atol=1e-5)
+
+
+def test_missing_slices_are_refused(tmp_path):
+    write_series(tmp_path / "ct", places=[0, 2.5, 5, 12.5, 15, 17.5])
+    with pytest.raises(GeometryError, match=r"CT “Head” lacks 2 of its slices \(gaps up to 7\.50 mm .* 2\.50 mm\)"):
+        read_volume(tmp_path / "ct")
+
+
+def test_uneven_slices_are_refused_and_rounding_is_not(tmp_path):
+    write_series(tmp_path / "uneven", places=[0, 2.5, 5, 7.9, 10.4, 12.9])
+    with pytest.raises(GeometryError, match=r"uneven slices \(2\.50 to 2\.90 mm apart\)"):
+        read_volume(tmp_path / "uneven")
+    write_series(tmp_path / "even", places=[0, 2.51, 5, 7.49, 10, 12.5])
+    assert read_volume(tmp_path / "even").spacing[2] == pytest.approx(2.5)
+
+
+def test_several_images_at_one_place_are_refused(tmp_path):
+    write_series(tmp_path / "pt", places=[0, 0, 2.5, 2.5, 5, 5])
+    with pytest.raises(VolumeError, match="several images at one place"):
+        read_volume(tmp_path / "pt")
+
+
+def test_a_scout_among_the_slices_is_refused(tmp_path):
+    write_series(tmp_path / "ct")
+    scout = header(ImageOrientationPatient=[1, 0, 0, 0, 0, -1], ImagePositionPatient=[0, 0, 0], PixelSpacing=[0.8, 0.6])
+    save(scout, np.zeros(SHAPE[1:]), tmp_path / "ct" / "scout.dcm")
+    with pytest.raises(GeometryError, match="different directions"):
+        read_volume(tmp_path / "ct")
+
+
+def test_of_several_series_one_is_chosen_by_number_description_or_uid(tmp_path):
+    write_series(tmp_path / "all", number=2, description="Head")
+    stored = write_series(tmp_path / "all", start=100, number=5, description="PET AC", modality="PT")
+    with pytest.raises(FileError) as caught:
+        read_volume(tmp_path / "all")
+    assert "2 DICOM series" in str(caught.value)
+    assert "2: CT “Head”, 6 files" in str(caught.value) and "5: PT “PET AC”, 6 files" in str(caught.value)
+    assert "DOE" not in str(caught.value) and "4711" not in str(caught.value)
+    for series in ("5", 5, "pet ac", "1.2.826.0.1.3680043.8.498.5"):
+        assert read_volume(tmp_path / "all", series=series).modality == "PT"
+    np.testing.assert_array_equal(read_volume(tmp_path / "all", series="Head").array, stored - 1024)
+    with pytest.raises(FileError, match="no DICOM series of the folder is called '9'"):
+        read_volume(tmp_path / "all", series="9")
+
+
+def test_the_same_file_twice_counts_once_and_other_files_not_at_all(tmp_path):
+    write_series(tmp_path / "ct")
+    first = next((tmp_path / "ct").iterdir())
+    (tmp_path / "ct" / "copy.dcm").write_bytes(first.read_bytes())
+    (tmp_path / "ct" / "notes.txt").write_text("no image")
+    (tmp_path / "ct" / "DICOMDIR").write_text("")
+    assert read_volume(tmp_path / "ct").size[2] == len(SHAPE) * 2
+
+
+def test_images_without_a_place_are_refused(tmp_path):
+    save(header(modality="OT", description="Capture"), np.zeros((5, 7)), tmp_path / "x" / "capture.dcm")
+    with pytest.raises(GeometryError, match="OT “Capture” does not say where"):
+        read_volume(tmp_path / "x")
+
+
+def test_colour_captures_are_refused(tmp_path):
+    write_series(tmp_path / "x", SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    with pytest.raises(VolumeError, match="in colour"):
+        read_volume(tmp_path / "x")
+
+
+def test_cut_short_pixels_are_refused(tmp_path):
+    write_series(tmp_path / "ct")
+    file = sorted((tmp_path / "ct").iterdir())[2]
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(FileError, match="cannot be read"):
+        read_volume(tmp_path / "ct")
+
+
+def test_no_patient_in_the_log(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    write_series(tmp_path / "pt", modality="PT", Units="BQML", step=(0, 0.6, 2.4))
+    read_volume(tmp_path / "pt")
+    assert caplog.records
+    assert "DOE" not in caplog.text and "4711" not in caplog.text and str(tmp_path) not in caplog.text
+
+
+# PET
+
+INJECTED = datetime(2024, 5, 6, 23, 40, 0)
+HALF_LIFE = 6586.2
+
+
+def pet_tags(waited=3600.0, **changes):
+    agent = Dataset()
+    agent.RadionuclideTotalDose, agent.RadionuclideHalfLife = 370e6, HALF_LIFE
+    agent.RadiopharmaceuticalStartTime = INJECTED.strftime("%H%M%S")
+    scan = INJECTED + timedelta(seconds=waited)
+    return {
+        "modality": "PT",
+        "description": "FDG",
+        "Units": "BQML",
+        "DecayCorrection": "START",
+        "PatientWeight": 74.0,
+        "RadiopharmaceuticalInformationSequence": [agent],
+        "SeriesDate": scan.strftime("%Y%m%d"),
+        "SeriesTime": scan.strftime("%H%M%S") + ".00",
+        "AcquisitionDate": (scan + timedelta(seconds=30)).strftime("%Y%m%d"),
+        "AcquisitionTime": (scan + timedelta(seconds=30)).strftime("%H%M%S"),
+    } | changes
+
+
+def test_pet_becomes_suv_with_every_slice_s_own_slope(tmp_path):
+    slopes = [0.5, 1.25, 2.0, 0.123456, 3.75, 1.0]
+    stored = write_series(tmp_path / "pt", slopes=slopes, **pet_tags())
+    pet = read_volume(tmp_path / "pt")
+    # The injection was before midnight, the scan an hour later: the dose has decayed for that hour.
+    factor = 74.0 * 1000 / (370e6 * 0.5 ** (3600 / HALF_LIFE))
+    assert (pet.modality, pet.units) == ("PT", "SUV")
+    expected = stored * np.array(slopes)[:, None, None] * factor
+    np.testing.assert_allclose(pet.array, expected, rtol=1e-5)
+
+
+def test_suv_of_values_corrected_to_the_injection_takes_the_whole_dose():
+    assert suv_factor([header(**pet_tags(DecayCorrection="ADMIN"))]) == (pytest.approx(2e-4), "SUV")
+
+
+def test_suv_needs_no_factor_where_the_values_are_suv():
+    assert suv_factor([header(**pet_tags(Units="GML"))]) == (1.0, "SUV")
+    assert suv_factor([header(**pet_tags(Units="GML", SUVType="LBM"))]) == (1.0, "g/mL")
+
+
+def test_suv_by_the_vendor_s_factor_for_counts():
+    dataset = header(**pet_tags(Units="CNTS"))
+    dataset.private_block(0x7053, "Philips PET Private Group", create=True).add_new(0x00, "DS", "0.000321")
+    # The block puts the element at (7053,1000).
+    assert suv_factor([dataset]) == (pytest.approx(0.000321), "SUV")
+    assert suv_factor([header(**pet_tags(Units="CNTS"))]) == (1.0, "counts")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    (
+        ({"PatientWeight": None}, "no body weight, dose, half-life or times"),
+        ({"PatientWeight": 0}, "a weight, dose or half-life of zero"),
+        ({"DecayCorrection": "NONE"}, "no decay correction"),
+        ({"RadiopharmaceuticalInformationSequence": []}, "no body weight, dose, half-life or times"),
+        ({"SeriesTime": None, "AcquisitionTime": None}, "no body weight, dose, half-life or times"),
+    ),
+)
+def test_pet_stays_in_becquerel_where_the_header_lacks_something(changes, reason, caplog):
+    assert suv_factor([header(**pet_tags(**changes))]) == (1.0, "Bq/mL")
+    assert f"The PET stays in Bq/mL, since its header has {reason}" in caplog.text
+
+
+# Multi-frame
+
+
+def test_an_enhanced_multi_frame_file(tmp_path):
+    stored = np.random.default_rng(5).integers(0, 3000, SHAPE)
+    dataset = header(description="Enhanced", NumberOfFrames=len(stored))
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    shared, measures, plane, values = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing = [0.8, 0.6]
+    plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    values.RescaleSlope, values.RescaleIntercept = 1, -1024
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    shared.PixelValueTransformationSequence = [values]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for n in range(len(stored)):
+        group, position = Dataset(), Dataset()
+        # Frames from the top down: k must still run upwards.
+        position.ImagePositionPatient = [1, 2, 50 - 3 * n]
+        group.PlanePositionSequence = [position]
+        groups.append(group)
+    dataset.PerFrameFunctionalGroupsSequence = groups
+    save(dataset, stored, tmp_path / "x" / "enhanced.dcm")
+    for path in (tmp_path / "x", tmp_path / "x" / "enhanced.dcm"):
+        ct = read_volume(path)
+        np.testing.assert_array_equal(ct.array, stored[::-1] - 1024)
+        np.testing.assert_allclose(LPS @ ct.affine @ (0, 0, 5, 1), (1, 2, 50, 1))
+        assert ct.spacing == pytest.approx((0.6, 0.8, 3.0))
+
+
+def test_a_reconstructed_spect(tmp_path):
+    stored = np.random.default_rng(5).integers(0, 3000, SHAPE)
+    detector = Dataset()
+    detector.ImageOrientationPatient, detector.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-10, -20, 30]
+    dataset = header(modality="NM", description="SPECT", NumberOfFrames=len(stored), RescaleIntercept=0)
+    dataset.DetectorInformationSequence = [detector]
+    dataset.PixelSpacing, dataset.SpacingBetweenSlices = [4.0, 4.0], 4.0
+    save(dataset, stored, tmp_path / "x" / "spect.dcm")
+    spect = read_volume(tmp_path / "x")
+    assert (spect.modality, spect.spacing) == ("NM", (4.0, 4.0, 4.0))
+    np.testing.assert_array_equal(spect.array, stored)
+    np.testing.assert_allclose(LPS @ spect.affine @ (0, 0, 2, 1), (-10, -20, 38, 1))
