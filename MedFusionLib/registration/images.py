@@ -70,6 +70,12 @@ class Image:
         high = np.array([min(b[2] - 0.5, b[1] + m) for b, m in zip(bounds, margin, strict=True)])
         return low, high
 
+    @property
+    def extent(self):
+        """mm^3 of the box of the anatomy."""
+        low, high = self.box
+        return float(np.prod(high - low) * abs(np.linalg.det(self.levels[-1].affine[:3, :3])))
+
     @cached_property
     def center_of_mass(self):
         """RAS mm: of the anatomy."""

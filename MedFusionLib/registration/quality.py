@@ -21,8 +21,13 @@ MIRROR_MARGIN = 1.02
 """Limits of the verdict, from `Testing/Benchmarks/registration_trust.py`."""
 
 
-def judge(fixed, moving, matrix, displacement, center, seed, check=None):
-    """`Quality` of the fixed -> moving map. fixed, moving: `Image`s. matrix: fixed -> moving."""
+def judge(fixed, moving, matrix, displacement, seed, check=None):
+    """`Quality` of a map.
+
+    fixed, moving: `Image`s, the one with the smaller field of view first. matrix: from the first to the second.
+    displacement: of the whole map, as in `Registration`, or None.
+    """
+    center = fixed.center_of_mass
     level = min(1, len(fixed.levels) - 1)
     target = Target(fixed, moving, level, POINTS, center, seed + 101)
     before, _ = target.value(np.eye(4))

@@ -25,31 +25,50 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     fixed_image = Image(fixed, levels, device, fixed_mask)
     report.check()
     moving_image = Image(moving, levels, device, moving_mask)
-    center = fixed_image.center_of_mass
     report(0.2, "Searching for a start")
-    start = _start(fixed_image, moving_image, center, initial, seed, report.check)
+    start = _start(fixed_image, moving_image, initial, seed, report.check)
     report(0.4, "Registering")
     stages = [Stage(n, POINTS[min(n, 2)], TOLERANCES[min(n, 2)], 40) for n in range(len(levels) - 1, -1, -1)]
-    matrix, _ = refine(fixed_image, moving_image, "rigid", start, center, stages, seed, report.check)
+    matrix = _linear(fixed_image, moving_image, "rigid", start, stages, seed, report.check)
     if model != "rigid":
-        report(0.6, "Scaling and shearing")
-        matrix, _ = refine(fixed_image, moving_image, "affine", matrix, center, stages[-2:], seed, report.check)
+        report(0.5, "Scaling and shearing")
+        matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:], seed, report.check)
     displacement = None
     if model == "deformable":
         from .deformable import deform
 
         displacement = deform(fixed_image, moving_image, matrix, similarity, report)
     report(0.9, "Judging")
-    quality = judge(fixed_image, moving_image, matrix, displacement, center, seed, report.check)
+    quality = judge(*_small_first(fixed_image, moving_image, matrix), displacement, seed, report.check)
     return Registration(model, np.linalg.inv(matrix), displacement, Grid.of(fixed), quality)
 
 
-def _start(fixed, moving, center, initial, seed, check):
+def _linear(fixed, moving, model, matrix, stages, seed, check):
+    """`matrix`, fixed -> moving, refined."""
+    one, other, matrix = _small_first(fixed, moving, matrix)
+    matrix, _ = refine(one, other, model, matrix, one.center_of_mass, stages, seed, check)
+    return matrix if one is fixed else np.linalg.inv(matrix)
+
+
+def _small_first(fixed, moving, matrix):
+    """The scan to take points from, the other one, and the matrix from the one to the other.
+
+    Points of the smaller field of view can all find their counterparts; of a larger one most would fall outside, and
+    the few that do not agree by chance at many a wrong place.
+    """
+    if moving.extent < 0.7 * fixed.extent:
+        return moving, fixed, np.linalg.inv(matrix)
+    return fixed, moving, matrix
+
+
+def _start(fixed, moving, initial, seed, check):
     """Fixed -> moving."""
     if not isinstance(initial, str):
         return np.linalg.inv(np.asarray(initial, dtype=np.float64))
     if initial == "auto":
-        return multi_start(fixed, moving, center, seed, check=check)
+        one, other, _ = _small_first(fixed, moving, np.eye(4))
+        matrix = multi_start(one, other, one.center_of_mass, seed, check=check)
+        return matrix if one is fixed else np.linalg.inv(matrix)
     shift = {
         "identity": np.zeros(3),
         "geometry": moving.volume.center - fixed.volume.center,
