@@ -1,0 +1,83 @@
+"""One intensity mapping per volume, by its modality."""
+
+import numpy as np
+import pytest
+
+from MedFusionLib.errors import VolumeError
+from MedFusionLib.normalize import CT_WINDOW, display_range, looks_like_hu, to_unit
+from MedFusionLib.volume import Volume
+
+RNG = np.random.default_rng(0)
+
+
+def volume(array, modality="MR", units="", **more):
+    return Volume(np.asarray(array), np.eye(4), modality, units, **more)
+
+
+def head(scale=100.0, shape=(20, 24, 26)):
+    """Background at zero, tissue at about `scale`."""
+    values = np.zeros(shape)
+    values[4:16, 4:20, 4:22] = RNG.normal(scale, scale / 10, (12, 16, 18))
+    return np.clip(values, 0, None)
+
+
+def test_ct_in_hu_has_one_fixed_window():
+    hu = head(1040) - 1000
+    assert display_range(volume(hu, "CT", "HU")) == CT_WINDOW
+    assert display_range(volume(hu, "CT")) == CT_WINDOW
+    assert looks_like_hu(volume(hu, "CT"))
+    assert not looks_like_hu(volume(hu + 1000, "CT"))
+    assert not looks_like_hu(volume(hu, "MR"))
+
+
+def test_a_volume_s_own_range_wins():
+    assert display_range(volume(head(), "CT", "HU", display_range=(0, 80))) == (0, 80)
+
+
+def test_mr_is_stretched_over_its_tissue_and_not_its_background():
+    values = head()
+    black, white = display_range(volume(values))
+    assert black == 0
+    assert white == pytest.approx(np.percentile(values[values > 2], 99.8), rel=0.02)
+
+
+def test_a_small_hot_spot_does_not_saturate_in_pet():
+    values = head(5, (40, 64, 64))
+    values[20, 30:33, 30:33] = 18.0  # 9 of 160 000 voxels
+    _, white = display_range(volume(values, "PT", "SUV"))
+    assert white > 9
+
+
+def test_to_unit_maps_black_and_white_and_clips():
+    unit = to_unit(volume([[[-5.0, 0.0, 5.0, 10.0, 20.0]]], display_range=(0, 10)))
+    assert unit.dtype == np.float32
+    np.testing.assert_allclose(unit, [[[0, 0, 0.5, 1, 1]]])
+
+
+@pytest.mark.parametrize("dtype", (np.uint8, np.int16, np.uint16, np.int32, np.float64))
+def test_number_types_give_the_same_mapping(dtype):
+    values = np.arange(120).reshape(4, 5, 6)
+    expected = to_unit(volume(values.astype(np.float32)))
+    np.testing.assert_allclose(to_unit(volume(values.astype(dtype))), expected, atol=1e-6)
+
+
+def test_the_mapping_is_the_volume_s_and_not_the_slice_s():
+    values = head()
+    values[10] *= 3
+    whole = to_unit(volume(values))
+    black, white = display_range(volume(values))
+    for k in (5, 10):
+        np.testing.assert_allclose(whole[k], np.clip((values[k] - black) / (white - black), 0, 1), atol=1e-6)
+
+
+def test_nothing_to_map_is_said():
+    with pytest.raises(VolumeError, match="constant"):
+        display_range(volume(np.ones((3, 4, 5))))
+    with pytest.raises(VolumeError, match="NaN"):
+        display_range(volume(np.full((3, 4, 5), np.nan)))
+
+
+def test_few_bright_voxels_still_give_a_range():
+    values = np.zeros((5, 6, 7))
+    values[2, 3, 4] = 9.0
+    assert display_range(volume(values)) == (0.0, 9.0)
