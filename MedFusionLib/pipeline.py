@@ -99,7 +99,7 @@ def run(request, progress=None, cancelled=None):
         with steps("register", start, start + share) as report:
             registration = _register(request, fixed, source, report, steps.cancelled, messages)
         registrations.append(registration)
-        aligned.append(registration.resample(source))
+        aligned.append(_resample(registration, source, fixed))
         steps.check()
     from .fusion import fuse
 
@@ -137,6 +137,7 @@ def _read(source):
 
 
 def _check(request, sources):
+    from .color import table
     from .fusion.registry import find
 
     info = find(request.method)
@@ -152,8 +153,10 @@ def _check(request, sources):
     ):
         if value not in choices:
             raise MethodError(f"{name} {value!r} is not one of {', '.join(choices)}.")
-    if request.coloring and not 0 <= request.coloring.opacity <= 1:
-        raise MethodError(f"the overlay's opacity is {request.coloring.opacity}: choose 0 to 1.")
+    if request.coloring:
+        table(request.coloring.lut)
+        if not 0 <= request.coloring.opacity <= 1:
+            raise MethodError(f"the overlay's opacity is {request.coloring.opacity}: choose 0 to 1.")
     for source in sources:
         require_usable(source)
     require_different(sources)
@@ -179,6 +182,20 @@ def _register(request, fixed, moving, report, cancelled, messages):
             raise RegistrationError(said)
         messages.append(said)
     return registration
+
+
+def _resample(registration, moving, fixed):
+    resampled = registration.resample(moving)
+    if resampled.array.min() == resampled.array.max():
+        raise RegistrationError(
+            f"{moving.title} lies outside {fixed.title}: "
+            + (
+                "choose rigid registration."
+                if registration.model == "none"
+                else "check that both are of the same part of one patient."
+            )
+        )
+    return resampled
 
 
 class _Steps:
