@@ -105,6 +105,7 @@ class Job:
 
     def wait(self, timeout=None):
         """Wait until the job has ended, `timeout` seconds at most; whether it has. `poll` still gives its events."""
+        self._collect()
         end = None if timeout is None else time.monotonic() + timeout
         while self._outcome is None and (end is None or time.monotonic() < end):
             with contextlib.suppress(queue.Empty):

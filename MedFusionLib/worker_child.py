@@ -116,8 +116,8 @@ def _patrol(path, ending):
                 if not os.path.exists(path):
                     break
                 time.sleep(PATROL)
-            if hasattr(os, "killpg") and os.getsid(0) == os.getpgrp() != os.getpid():
-                os.killpg(os.getpgrp(), signal.SIGKILL)  # a launcher between this process and the owner
+            if hasattr(os, "killpg") and os.getsid(0) == os.getpgrp():
+                os.killpg(os.getpgrp(), signal.SIGKILL)  # with a launcher between this process and the owner
             os._exit(1)
 
 
