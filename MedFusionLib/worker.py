@@ -262,7 +262,11 @@ def _converse(child, request, python, memory_limit, outbox):
     log.start()
     last_words = {"event": "none"}
     for line in process.stdout:
-        said = json.loads(line)
+        try:
+            said = json.loads(line)
+        except ValueError:  # a launcher's own words
+            last_lines.append(line)
+            continue
         if said["event"] == "progress":
             outbox.put(Event("progress", said["message"], fraction=said["fraction"]))
         elif said["event"] == "log":

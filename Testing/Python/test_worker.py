@@ -86,7 +86,7 @@ def working(job):
 def launcher(tmp_path):
     """An interpreter that is a launcher, as PythonSlicer is: it starts Python as a child and waits for it."""
     path = tmp_path / "PythonLauncher"
-    path.write_text(f'#!/bin/sh\n"{sys.executable}" "$@" </dev/null\nexit $?\n')
+    path.write_text(f'#!/bin/sh\necho "Starting Python"\n"{sys.executable}" "$@" </dev/null\nexit $?\n')
     path.chmod(0o755)
     return str(path)
 
