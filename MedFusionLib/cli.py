@@ -92,6 +92,10 @@ def register(
     if output is None and transform is None:
         raise typer.BadParameter("nothing to write: give --output, --transform or both.")
     _keep_apart([fixed, moving], output, transform)
+    from .files import require_writable, write_volume
+
+    if output:
+        require_writable(output)
     volumes = _read([fixed, moving], modality, series)
     from .registration import register as run_register
     from .volume import require_different, require_usable
@@ -102,8 +106,6 @@ def register(
     with _bar() as progress:
         registration = run_register(*volumes, model=model, device=device, seed=seed, progress=progress)
     _judge(registration, strict)
-    from .files import write_volume
-
     if output:
         write_volume(registration.resample(volumes[1]), output)
     if transform:
@@ -132,12 +134,15 @@ def fuse(
 
     python -m MedFusionLib fuse ct.nrrd pet.nrrd -m CT -m PT --method laplacian --mode slice --axis coronal -o f.nrrd
     """
-    _keep_apart(sources, output)
-    volumes = _read(sources, modality, series)
-    from .files import write_volume
+    from .files import require_writable, write_volume
     from .fusion import fuse as run_fuse
-    from .outputs import folder_beside, label
+    from .outputs import folder_beside, label, require_folder
 
+    _keep_apart(sources, output)
+    require_writable(output)
+    if weights:
+        require_folder(weights)
+    volumes = _read(sources, modality, series)
     with _bar() as progress:
         fusion = run_fuse(volumes, method, mode, axis, device, progress)
     if weights and fusion.weights is None:
@@ -177,10 +182,11 @@ def run(
 
     python -m MedFusionLib run ct_dicom/ pet_dicom/ --series '' --series 'PET AC' --threshold 2.5 -o results
     """
-    from .outputs import write_result
+    from .outputs import require_folder, write_result
     from .pipeline import Coloring, Request
     from .pipeline import run as run_pipeline
 
+    require_folder(output)
     volumes = _read(sources, modality, series)
     if reference > len(volumes):
         raise typer.BadParameter(f"--reference {reference}, but there are {len(volumes)} sources.")
@@ -337,7 +343,9 @@ def demo(
     python -m MedFusionLib demo --ct ct.nii.gz --mr t1.nii.gz --pet pet_dicom_folder/
     """
     from .demo import run_demo
+    from .outputs import require_folder
 
+    require_folder(output)
     own = {modality: file for modality, file in (("CT", ct), ("MR", mr), ("PT", pet)) if file}
     if len(own) == 1:
         raise typer.BadParameter("give at least two of --ct, --mr and --pet, or none for the phantom.")
@@ -372,7 +380,7 @@ def _bar():
 class _Bar:
     def __enter__(self):
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=err, transient=True)
+        self._progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
         self._task = self._progress.add_task("Starting", total=1.0)
         self._progress.start()
         return lambda fraction, message: self._progress.update(

@@ -80,11 +80,8 @@ def write_volume(volume, path):
     Raises FileError if it cannot be written, GeometryError for a sheared grid in a format that has none.
     """
     path = Path(path)
+    require_writable(path)
     ending = _ending(path.name)
-    if ending not in WRITABLE:
-        raise FileError(f"{path.name!r}: write {', '.join(WRITABLE)}; the ending says which.")
-    if not path.parent.is_dir():
-        raise FileError(f"the folder of {path.name!r} does not exist: make it first.")
     if ending in (".nii", ".nii.gz") and _is_sheared(volume.affine):
         raise GeometryError(
             f"{volume.title} has a sheared grid (a CT with gantry tilt, say), which NIfTI readers do not agree on:"
@@ -106,6 +103,17 @@ def write_volume(volume, path):
                 raise RuntimeError
         except RuntimeError as error:
             raise FileError(_why_not_written(path, partial)) from error
+
+
+def require_writable(path):
+    """Raise FileError if `write_volume` could not write to `path`, as far as that can be told before."""
+    path = Path(path)
+    if _ending(path.name) not in WRITABLE:
+        raise FileError(f"{path.name!r}: write {', '.join(WRITABLE)}; the ending says which.")
+    if not path.parent.is_dir():
+        raise FileError(f"the folder of {path.name!r} does not exist: make it first.")
+    if path.is_dir():
+        raise FileError(f"{path.name!r} is a folder: name a file in it.")
 
 
 @contextlib.contextmanager

@@ -93,12 +93,17 @@ def write_table(path, rows):
         raise FileError(f"{path.name!r} cannot be written ({error.strerror}): choose another place.") from error
 
 
+def require_folder(folder):
+    """Raise FileError if `folder` is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder.name!r} is a file: name a folder for the results.")
+
+
 @contextlib.contextmanager
 def folder_beside(folder):
     """A new folder beside `folder`; what is in it at the end is moved there, `REPORT` last. Nothing stays on error."""
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise FileError(f"{folder.name!r} is a file: name a folder for the results.")
+    require_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = tempfile.TemporaryDirectory(prefix=".medfusion-", dir=folder.parent)

@@ -1,0 +1,268 @@
+"""The command line as people type it: exit codes, what it says, and what lies on the disk afterwards."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from MedFusionLib import phantom, read_volume, write_volume
+from MedFusionLib.cli import main
+from MedFusionLib.volume import Volume
+
+VERBS = ("register", "fuse", "run", "evaluate", "methods", "batch", "train", "demo")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the phantom's scans as files."""
+    place = tmp_path_factory.mktemp("scans")
+    head = phantom.make(seed=2, spacing=2)
+    write_volume(head.ct, place / "ct.nii.gz")
+    write_volume(head.mr, place / "t1.nii.gz")
+    write_volume(head.pet, place / "pet.nrrd")
+    np.save(place / "truth.npy", head.truth["MR"])
+    return place
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """call("verb", ...) -> (exit code, standard output, standard error)."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def files(place):
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_examples(call, verb):
+    code, out, _ = call(verb, "--help")
+    assert code == 0
+    assert re.search(rf"Examples?\b.*python -m MedFusionLib {verb}", out, re.DOTALL)
+
+
+def test_it_is_run_as_a_module_and_lists_its_verbs():
+    done = subprocess.run([sys.executable, "-m", "MedFusionLib", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in VERBS)
+    done = subprocess.run([sys.executable, "-m", "MedFusionLib", "fly"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "No such command" in done.stderr
+
+
+def test_methods_lists_the_registry(call):
+    from MedFusionLib import methods
+
+    code, out, _ = call("methods")
+    assert code == 0
+    assert all(name in out for name in methods())
+
+
+def test_register_writes_the_moved_volume_and_the_transform(call, folder, tmp_path):
+    arguments = ("register", folder / "ct.nii.gz", folder / "t1.nii.gz")
+    code, out, _ = call(*arguments, "-o", tmp_path / "t1.nrrd", "-t", tmp_path / "t.h5")
+    assert code == 0, out
+    assert files(tmp_path) == ["t.h5", "t1.nrrd"]
+    assert read_volume(tmp_path / "t1.nrrd").same_grid(read_volume(folder / "ct.nii.gz"))
+    # The transform maps a fixed point to the moving one, in LPS: ITK's way round.
+    transform = sitk.ReadTransform(str(tmp_path / "t.h5"))
+    fixed = np.array([20.0, -30, 40])
+    moving = (np.linalg.inv(np.load(folder / "truth.npy")) @ (*fixed, 1))[:3] * (-1, -1, 1)
+    assert np.linalg.norm(np.array(transform.TransformPoint((fixed * (-1, -1, 1)).tolist())) - moving) < 2
+
+
+def test_fuse_and_evaluate(call, folder, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("ct", "mr"):
+        values = rng.random((20, 32, 36), np.float32)
+        write_volume(Volume(values, np.eye(4), name.upper(), display_range=(0, 1)), tmp_path / f"{name}.nrrd")
+    pair = (tmp_path / "ct.nrrd", tmp_path / "mr.nrrd")
+    code, out, _ = call(
+        "fuse", *pair, "--method", "average", "-o", tmp_path / "fused.nrrd", "--weights", tmp_path / "weights"
+    )
+    assert code == 0, out
+    fused = read_volume(tmp_path / "fused.nrrd")
+    sources = [read_volume(path).array for path in pair]
+    np.testing.assert_allclose(fused.array, np.mean(sources, axis=0), atol=1e-6)
+    assert files(tmp_path / "weights") == ["weight-CT.nrrd", "weight-MR.nrrd"]
+    code, out, _ = call("evaluate", tmp_path / "fused.nrrd", *pair, "--csv", tmp_path / "scores.csv")
+    assert code == 0, out
+    with open(tmp_path / "scores.csv") as file:
+        scores = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+    from MedFusionLib import evaluate
+
+    assert scores == pytest.approx(evaluate(fused, [read_volume(path) for path in pair]))
+    assert all(name in out for name in scores)
+
+
+def test_run_writes_everything(call, folder, tmp_path):
+    sources = [folder / name for name in ("ct.nii.gz", "t1.nii.gz", "pet.nrrd")]
+    code, out, err = call("run", *sources, "--method", "average", "--threshold", "3", "-o", tmp_path / "out")
+    assert code == 0, out + err
+    names = ["MR-to-CT.h5", "PT-to-CT.h5", "color.nrrd", "fused.nrrd", "report.json", "scores.csv"]
+    assert files(tmp_path / "out") == names
+    assert files(tmp_path) == ["out", *(f"out/{name}" for name in names)]
+    assert read_volume(tmp_path / "out" / "color.nrrd").is_vector
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["fusion"]["MedFusion.Method"] == "average"
+    assert report["registrations"]["MR"]["model"] == "rigid"
+    error = np.array(report["registrations"]["MR"]["matrix"]) - np.load(folder / "truth.npy")
+    assert np.abs(error[:3, 3]).max() < 5
+    # Nothing in it tells whose files they were.
+    assert str(folder) not in json.dumps(report) and "t1.nii" not in json.dumps(report)
+    # Again into the same folder: replaced, nothing added.
+    assert call("run", *sources[:2], "--method", "maximum", "--registration", "none", "-o", tmp_path / "out")[0] == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["fusion"]["MedFusion.Method"] == "maximum"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    (
+        (("run", "ct.nii.gz", "absent.nii.gz", "-o", "out"), 1, "Error: there is no file or folder 'absent.nii.gz'"),
+        (("run", "ct.nii.gz", "-o", "out"), 1, "2 to 3 volumes: 1 given"),
+        (("run", "ct.nii.gz", "ct.nii.gz", "-o", "out"), 1, "are the same volume"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "--method", "magic", "-o", "out"), 1, "'magic' is not a fusion method"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "--lut", "Heat", "-o", "out"), 1, "'Heat' is not a colour table"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "--reference", "3", "-o", "out"), 2, "--reference 3, but there are 2"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "--opacity", "2", "-o", "out"), 2, "less than or equal to 1"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "-m", "CT", "-o", "out"), 2, "--modality is given 1 times for 2"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "-m", "CT", "-m", "MRI", "-o", "out"), 1, "'MRI' is not one of CT, MR"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "-o", "ct.nii.gz"), 1, "'ct.nii.gz' is a file: name a folder"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "--device", "cuda:99", "-o", "out"), 1, "this machine has no cuda:99"),
+        (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "f.nrrd"), 1, "is not on the grid of “ct”: register or resample it"),
+        (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "f.jpg"), 1, "'f.jpg': write .nii.gz"),
+        (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "t1.nii.gz"), 1, "'t1.nii.gz' is one of the inputs"),
+        (("register", "ct.nii.gz", "t1.nii.gz"), 2, "nothing to write"),
+        (("register", "ct.nii.gz", "t1.nii.gz", "--model", "soft", "-t", "t.h5"), 1, "soft"),
+        (("evaluate", "ct.nii.gz", "t1.nii.gz", "pet.nrrd"), 1, "grid"),
+        (("demo", "--ct", "ct.nii.gz", "-o", "out"), 2, "at least two of --ct, --mr and --pet"),
+        (("batch", "absent", "-o", "out"), 1, "there is no file or folder 'absent'"),
+    ),
+)
+def test_what_goes_wrong_is_one_line_and_leaves_the_disk_alone(call, folder, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    got, _, err = call(*arguments)
+    assert got == code, err
+    # A wrong command is framed in a box, whose lines may break anywhere.
+    assert said in re.sub(r"[\s│]+", " ", err), err
+    if code == 1:
+        assert len(err.strip().splitlines()) == 1, err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_file_that_says_nothing_of_its_modality_is_pointed_out(call, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        write_volume(Volume(rng.random((12, 14, 16), np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    pair = (tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--method", "average")
+    _, _, err = call("fuse", *pair, "-o", tmp_path / "f.nrrd")
+    assert "a.nii.gz does not say what it is: give --modality" in err
+    _, _, err = call("fuse", *pair, "-o", tmp_path / "f.nrrd", "-m", "ct", "-m", "mr")
+    assert err == ""
+
+
+# Cohorts
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Three subjects: a good one, one whose second scan is damaged, and another good one."""
+    rng = np.random.default_rng(0)
+    for subject in ("anna", "ben", "cleo"):
+        (tmp_path / "in" / subject).mkdir(parents=True)
+        for name in ("ct", "t1"):
+            values = rng.random((14, 20, 24), np.float32)
+            write_volume(Volume(values, np.eye(4), display_range=(0, 1)), tmp_path / "in" / subject / f"{name}.nrrd")
+    damaged = tmp_path / "in" / "ben" / "t1.nrrd"
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    return tmp_path
+
+
+def summary(place):
+    with open(place / "out" / "summary.csv") as file:
+        return {row["subject"]: row for row in csv.DictReader(file)}
+
+
+def test_batch_goes_on_after_a_failure_and_resumes(call, cohort):
+    arguments = ("--registration", "none", "--method", "average", "-o", cohort / "out")
+    code, out, err = call("batch", cohort / "in", *arguments)
+    assert code == 1
+    assert "1 of 3 subjects failed" in err
+    assert {name: row["state"] for name, row in summary(cohort).items()} == {
+        "anna": "done",
+        "ben": "failed",
+        "cleo": "done",
+    }
+    assert "'t1.nrrd' cannot be read" in summary(cohort)["ben"]["message"]
+    assert not (cohort / "out" / "ben").exists()
+    assert (cohort / "out" / "anna" / "fused.nrrd").is_file()
+    assert float(summary(cohort)["anna"]["SSIM"]) > 0
+
+    # The damaged file is mended: only that subject is done.
+    (cohort / "in" / "ben" / "t1.nrrd").write_bytes((cohort / "in" / "anna" / "t1.nrrd").read_bytes())
+    stamp = (cohort / "out" / "anna" / "fused.nrrd").stat().st_mtime_ns
+    code, out, _ = call("batch", cohort / "in", *arguments)
+    assert code == 0, out
+    states = [row["state"] for row in summary(cohort).values()]
+    assert states == ["kept", "done", "kept"]
+    assert (cohort / "out" / "anna" / "fused.nrrd").stat().st_mtime_ns == stamp
+    assert float(summary(cohort)["anna"]["SSIM"]) > 0
+
+    # Other settings: everything again. And again where it is asked for.
+    assert call("batch", cohort / "in", *arguments, "--method", "maximum")[0] == 0
+    assert [row["state"] for row in summary(cohort).values()] == ["done"] * 3
+    assert call("batch", cohort / "in", *arguments, "--method", "maximum", "--again")[0] == 0
+    assert [row["state"] for row in summary(cohort).values()] == ["done"] * 3
+
+
+def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
+    (cohort / "in" / "list.csv").write_text(
+        "subject,MR,CT\none,anna/t1.nrrd,anna/ct.nrrd\ntwo,cleo/t1.nrrd,cleo/ct.nrrd\n"
+    )
+    code, out, _ = call(
+        "batch", cohort / "in" / "list.csv", "--registration", "none", "--method", "average", "-o", cohort / "out"
+    )
+    assert code == 0, out
+    assert json.loads((cohort / "out" / "two" / "report.json").read_text())["reference"] == "CT"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    (
+        ("", "needs the column subject"),
+        ("name,CT,MR\na,b,c\n", "needs the column subject"),
+        ("subject,first,second\na,b,c\n", "columns of paths named by modality"),
+        ("subject,CT,MR\n../a,b,c\n", "use names that can be folders"),
+        ("subject,CT,MR\na,b,c\na,b,c\n", "'a' twice"),
+        ("subject,CT,MR\n", "needs the column subject"),
+    ),
+)
+def test_tables_that_are_none_are_refused(call, tmp_path, table, said):
+    (tmp_path / "list.csv").write_text(table)
+    code, _, err = call("batch", tmp_path / "list.csv", "-o", tmp_path / "out")
+    assert code == 1
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_cohort_is_refused(call, tmp_path):
+    (tmp_path / "in").mkdir()
+    code, _, err = call("batch", tmp_path / "in", "-o", tmp_path / "out")
+    assert code == 1
+    assert "'in' holds no subjects" in err
