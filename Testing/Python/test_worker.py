@@ -353,8 +353,9 @@ def test_what_a_dead_machine_left_is_swept_and_nothing_else(temporary):
 
 
 @linux
-def test_a_full_disk_is_told_and_nothing_is_left(tmp_path):
-    """On a file system of 1 MB of its own, in a user namespace."""
+@pytest.mark.parametrize("megabytes", [1, 2], ids=["inputs", "outputs"])
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, megabytes):
+    """Volumes of 1 MB and outputs of 2 MB, on a small file system of its own, in a user namespace."""
     small = tmp_path / "small"
     small.mkdir()
     code = f"""
@@ -363,7 +364,9 @@ sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 tempfile.tempdir = {str(small)!r}
 import test_worker
 from MedFusionLib import worker
-job = worker.start(test_worker.endless())
+shape = (32, 64, 64)
+sources = (test_worker.volume("CT", 1, shape), test_worker.volume("PT", 2, shape))
+job = worker.start(test_worker.quick(sources=sources))
 try:
     job.result()
 except Exception as error:
@@ -371,7 +374,7 @@ except Exception as error:
 """
     script = tmp_path / "full.py"
     script.write_text(code)
-    shell = f"mount -t tmpfs -o size=1m tmpfs '{small}' && '{sys.executable}' '{script}'"
+    shell = f"mount -t tmpfs -o size={megabytes}m tmpfs '{small}' && '{sys.executable}' '{script}'"
     done = subprocess.run(["unshare", "-rm", "sh", "-c", shell], capture_output=True, text=True, check=False)
     if "FileError" not in done.stdout and ("unshare" in done.stderr or "mount" in done.stderr):
         pytest.skip(f"this machine lets no test mount a small disk: {done.stderr.strip()}")
