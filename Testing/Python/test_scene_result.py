@@ -43,9 +43,9 @@ def study_of(nodes):
     return study
 
 
-def inputs(parent=None):
+def inputs(parent=None, fixed_grid=None):
     """CT and PET nodes; the PET lies elsewhere by MOVED, and under `parent` where one is given."""
-    ct = mrml.add_volume(head("CT"))
+    ct = mrml.add_volume(head("CT", fixed_grid))
     grid = np.linalg.inv(MOVED) @ affine((4, 4, 5), (-60, -64, -52), (0.1, 0, 0.05))
     where = points(MOVED @ grid, (21, 34, 31))
     body = 1 / (1 + np.exp(32 * (np.linalg.norm(where / (42, 50, 38), axis=-1) - 1)))
@@ -166,8 +166,9 @@ def test_a_second_result_gets_names_of_its_own(view):
 
 @pytest.mark.parametrize("model", ["rigid", "deformable"])
 @pytest.mark.parametrize("parent", [None, rigid((0.3, 0, -0.2), (15, -20, 8))], ids=["alone", "under a transform"])
-def test_moving_volume_under_the_transform_equals_the_resampled_one(view, model, parent):
-    ct, pet = inputs(parent)
+@pytest.mark.parametrize("flip", [False, True], ids=["right-handed", "left-handed"])
+def test_moving_volume_under_the_transform_equals_the_resampled_one(view, model, parent, flip):
+    ct, pet = inputs(parent, affine((3, 3, 4), (52 if flip else -52, -50, -50), (0.1, -0.05, 0.15), flip))
     result, request = result_of(ct, pet, model)
     added = mrml.add_result(result, [ct, pet], request)
     resampled = result.sources[1].array
@@ -180,6 +181,21 @@ def test_moving_volume_under_the_transform_equals_the_resampled_one(view, model,
     body = resampled > 0.02 * span
     assert np.abs(inside - resampled)[body].max() <= 1e-3 * span
     assert added.transforms[1].IsTransformToWorldLinear() == (model == "rigid")
+
+
+@pytest.mark.parametrize(("model", "ending"), [("rigid", ".h5"), ("rigid", ".tfm"), ("deformable", ".h5")])
+def test_slicer_reads_the_transform_file_to_the_same_mapping(view, tmp_path, model, ending):
+    ct, pet = inputs()
+    result, _ = result_of(ct, pet, model)
+    path = tmp_path / f"pet_to_ct{ending}"
+    result.registrations[1].write(path)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
+    node.AddDefaultStorageNode(str(path))
+    assert node.GetStorageNode().ReadData(node)
+    pet.SetAndObserveTransformNodeID(node.GetID())
+    resampled = result.sources[1].array
+    body = resampled > 0.02 * np.ptp(resampled)
+    assert np.abs(under_transform(pet, ct) - resampled)[body].max() <= 1e-3 * np.ptp(resampled)
 
 
 def test_a_transform_replaces_a_bent_parent(view):
