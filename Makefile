@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
-# One pinned torch: a bare "torch" would take several GB of CUDA packages, which tests on a CPU do not need.
+# One pinned torch, installed before what depends on it. On Linux without a GPU this saves gigabytes:
+#   make TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu' ...
 TORCH ?= torch==2.13.0
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 ARGS ?=
@@ -44,7 +45,7 @@ clean:
 	@touch $@
 
 .venv/torch: .venv/python
-	$(PIP) "$(TORCH)"
+	$(PIP) $(TORCH)
 	@touch $@
 
 .venv/lint: .venv/python pyproject.toml

@@ -349,10 +349,14 @@ def demo(
     own = {modality: file for modality, file in (("CT", ct), ("MR", mr), ("PT", pet)) if file}
     if len(own) == 1:
         raise typer.BadParameter("give at least two of --ct, --mr and --pet, or none for the phantom.")
-    volumes = None
     if own:
-        volumes = _read(list(own.values()), list(own), None)
-    run_demo(volumes, output, method, device, seed, _bar)
+        subject = _read(list(own.values()), list(own), None)
+    else:
+        from .phantom import make
+
+        with err.status("Making a head phantom"):
+            subject = make(seed)
+    run_demo(subject, output, method, device, seed, _bar)
 
 
 def print_scores(scores):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.console import Console
 
 from .contact_sheet import interesting_points, write_contact_sheet
 from .errors import MedFusionError
 from .normalize import display_range
 from .outputs import label, write_result
+from .phantom import Phantom
 from .pipeline import Coloring, Request, run
 from .volume import FUNCTIONAL
 
@@ -19,10 +18,10 @@ TOLERANCE = {"MR": 1.0, "PT": 2.0}
 """Millimetres that a registration of the phantom may be off, as a mean over the head."""
 
 
-def run_demo(volumes, output, method, device, seed, bar):
+def run_demo(subject, output, method, device, seed, bar):
     """Run it, print what came of it, and write the files.
 
-    volumes: two or three Volumes, or None for the phantom. output: folder. method, device, seed: as in
+    subject: a `phantom.Phantom`, or two or three Volumes. output: folder. method, device, seed: as in
     `pipeline.Request`. bar: context manager whose value is progress(fraction, message).
 
     Raises MedFusionError also where the phantom's registration is further from the truth than `TOLERANCE`.
@@ -30,18 +29,11 @@ def run_demo(volumes, output, method, device, seed, bar):
     from .cli import print_scores, print_seconds
 
     console = Console(highlight=False)
-    phantom = None
-    if volumes is None:
-        from .phantom import make
-
-        began = time.perf_counter()
-        with console.status("Making the phantom"):
-            phantom = make(seed)
-        volumes = [phantom.ct, phantom.mr, phantom.pet]
-        console.print(f"made a head phantom: CT, MRI and PET, in {time.perf_counter() - began:.1f} s")
+    phantom = subject if isinstance(subject, Phantom) else None
+    volumes = (phantom.ct, phantom.mr, phantom.pet) if phantom else tuple(subject)
     for volume in volumes:
         console.print(f"  {_described(volume)}", soft_wrap=True)
-    request = Request(tuple(volumes), method=method, device=device, seed=seed, coloring=_coloring(volumes))
+    request = Request(volumes, method=method, device=device, seed=seed, coloring=_coloring(volumes))
     with bar() as progress:
         result = run(request, progress)
     for message in result.messages:
@@ -111,23 +103,27 @@ def _write_scene(console, folder, request, result):
     except ImportError:
         console.print("slicer-core is not installed: no scene.mrb (pip install slicer-core).")
         return
-    scene = slicer.vtkMRMLScene()
-    slicer.mrmlScene = scene
-    application = slicer.vtkSlicerApplicationLogic()
-    application.SetMRMLScene(scene)
-    colors = slicer.vtkMRMLColorLogic()
-    colors.SetMRMLScene(scene)
-    views = []
-    for name, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
-        view = slicer.vtkMRMLSliceLogic()
-        view.SetMRMLApplicationLogic(application)
-        view.SetMRMLScene(scene)
-        view.AddSliceNode(name)
-        view.GetSliceNode().SetOrientation(orientation)
-        views.append(view)
     from . import mrml
 
-    nodes = [mrml.add_volume(volume) for volume in request.sources]
-    mrml.show(mrml.add_result(result, nodes, request))
-    if not scene.WriteToMRB(str(folder / SCENE)):
-        raise MedFusionError(f"{SCENE} cannot be written: check the disk's space.")
+    scene = slicer.vtkMRMLScene()
+    slicer.mrmlScene = scene
+    application, colors = slicer.vtkSlicerApplicationLogic(), slicer.vtkMRMLColorLogic()
+    logics = [application, colors]
+    try:
+        for logic in (application, colors):
+            logic.SetMRMLScene(scene)
+        for name, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
+            view = slicer.vtkMRMLSliceLogic()
+            view.SetMRMLApplicationLogic(application)
+            view.SetMRMLScene(scene)
+            view.AddSliceNode(name)
+            view.GetSliceNode().SetOrientation(orientation)
+            logics.insert(0, view)
+        nodes = [mrml.add_volume(volume) for volume in request.sources]
+        mrml.show(mrml.add_result(result, nodes, request))
+        if not scene.WriteToMRB(str(folder / SCENE)):
+            raise MedFusionError(f"{SCENE} cannot be written: check the disk's space.")
+    finally:
+        # A logic that outlives its scene crashes in its destructor.
+        for logic in logics:
+            logic.SetMRMLScene(None)

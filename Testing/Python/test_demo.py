@@ -1,0 +1,96 @@
+"""The demo, on a coarse phantom and on files: what it prints, and the files that Slicer opens."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from MedFusionLib import phantom, read_volume, write_volume
+from MedFusionLib.cli import _bar, main
+from MedFusionLib.demo import run_demo
+from MedFusionLib.errors import MedFusionError
+
+
+@pytest.fixture(scope="module")
+def head():
+    return phantom.make(seed=0, spacing=2)
+
+
+@pytest.fixture(scope="module")
+def shown(head, tmp_path_factory):
+    """(folder, what was printed) of a demo on the phantom."""
+    import contextlib
+    import io
+
+    folder = tmp_path_factory.mktemp("demo") / "demo-output"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run_demo(head, folder, "average", "cpu", 0, _bar)
+    return folder, printed.getvalue()
+
+
+def test_it_prints_errors_scores_and_times(shown):
+    _, printed = shown
+    errors = [float(mm) for mm in re.findall(r"registration of \w+ to CT: ([\d.]+) mm from the truth", printed)]
+    assert len(errors) == 2 and errors[0] < 1 and errors[1] < 2
+    assert re.search(r"SSIM +0\.\d+", printed)
+    assert re.search(r"time: read .* register [\d.]+ s, fuse", printed)
+
+
+def test_it_writes_everything(shown):
+    folder, printed = shown
+    names = {file.name for file in folder.iterdir()}
+    assert {"fused.nrrd", "color.nrrd", "MR-to-CT.h5", "PT-to-CT.h5", "contact-sheet.png", "scores.csv"} <= names
+    assert all(name in printed for name in names)
+    assert read_volume(folder / "fused.nrrd").array.dtype == np.float32
+    assert json.loads((folder / "report.json").read_text())["reference"] == "CT"
+
+
+def test_the_contact_sheet_shows_bone_soft_tissue_and_colour(shown):
+    folder, _ = shown
+    sheet = np.asarray(Image.open(folder / "contact-sheet.png").convert("RGB")).astype(int)
+    assert min(sheet.shape[:2]) > 800
+    colourful = np.ptp(sheet, axis=-1) > 60
+    columns = np.array_split(colourful[sheet.shape[0] // 12 :], 5, axis=1)
+    # The last column is in colour, the sources are grey (but for their captions).
+    assert columns[4].mean() > 0.1
+    assert all(column.mean() < 0.01 for column in columns[:4])
+
+
+@pytest.mark.scene
+def test_the_scene_opens_in_slicer_s_mrml(shown):
+    pytest.importorskip("slicer", reason="slicer-core is not installed")
+    from scene import new_scene
+
+    folder, _ = shown
+    scene, _, alive = new_scene()
+    assert scene.ReadFromMRB(str(folder / "scene.mrb"))
+    names = {scene.GetNthNodeByClass(n, "vtkMRMLVolumeNode").GetName() for n in range(6)}
+    assert {"Phantom CT", "Phantom MRI", "Phantom PET", "Phantom PET overlay"} <= names
+    assert scene.GetNumberOfNodesByClass("vtkMRMLVectorVolumeNode") == 1
+    assert scene.GetNumberOfNodesByClass("vtkMRMLTransformNode") == 2
+    del alive
+
+
+def test_a_registration_off_the_truth_is_no_success(head, tmp_path):
+    """A phantom whose own truth is wrong: the demo must say so, after writing what there is to look at."""
+    from dataclasses import replace
+
+    wrong = replace(head, truth=head.truth | {"PT": np.eye(4)})
+    with pytest.raises(MedFusionError, match=r"not as good as it should be: PT is [\d.]+ mm off"):
+        run_demo(wrong, tmp_path / "out", "average", "cpu", 0, _bar)
+    assert (tmp_path / "out" / "contact-sheet.png").is_file()
+
+
+def test_it_takes_the_user_s_own_files(head, tmp_path, capsys):
+    write_volume(head.ct, tmp_path / "a.nii.gz")
+    write_volume(head.pet, tmp_path / "b.nii.gz")
+    arguments = ["--ct", tmp_path / "a.nii.gz", "--pet", tmp_path / "b.nii.gz", "--method", "average"]
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", *map(str, arguments), "-o", str(tmp_path / "out")])
+    assert not ended.value.code
+    assert "from the truth" not in capsys.readouterr().out
+    assert {"fused.nrrd", "color.nrrd", "PT-to-CT.h5", "contact-sheet.png"} <= {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
