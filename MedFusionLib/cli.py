@@ -75,6 +75,9 @@ def register(
     ] = None,
     transform: Annotated[Path | None, typer.Option("--transform", "-t", help="ITK transform to write (.h5).")] = None,
     model: Model = "rigid",
+    initial: Annotated[str, typer.Option(help="Where to start: auto, identity, geometry or moments.")] = "auto",
+    fixed_mask: Annotated[Path | None, typer.Option(help="Compare only where this volume is not 0.")] = None,
+    moving_mask: Annotated[Path | None, typer.Option(help="The same, for the moving volume.")] = None,
     modality: Modality = None,
     series: Series = None,
     device: Device = "auto",
@@ -88,14 +91,17 @@ def register(
     python -m MedFusionLib register ct.nii.gz t1.nii.gz -o t1_on_ct.nii.gz -t t1_to_ct.h5
 
     python -m MedFusionLib register ct_dicom_folder/ pet_dicom_folder/ --model affine -t pet_to_ct.h5
+
+    python -m MedFusionLib register t1.nrrd t2.nrrd --model deformable --fixed-mask brain.nrrd -o t2_on_t1.nrrd
     """
     if output is None and transform is None:
         raise typer.BadParameter("nothing to write: give --output, --transform or both.")
-    _keep_apart([fixed, moving], output, transform)
-    from .files import require_writable, write_volume
+    _keep_apart([fixed, moving, *filter(None, (fixed_mask, moving_mask))], output, transform)
+    from .files import read_volume, require_writable, write_volume
 
     if output:
         require_writable(output)
+    masks = [mask and read_volume(mask, labels=True) for mask in (fixed_mask, moving_mask)]
     volumes = _read([fixed, moving], modality, series)
     from .registration import register as run_register
     from .volume import require_different, require_usable
@@ -104,7 +110,9 @@ def register(
         require_usable(volume)
     require_different(volumes)
     with _bar() as progress:
-        registration = run_register(*volumes, model=model, device=device, seed=seed, progress=progress)
+        registration = run_register(
+            *volumes, model, device, seed, initial, fixed_mask=masks[0], moving_mask=masks[1], progress=progress
+        )
     _judge(registration, strict)
     if output:
         write_volume(registration.resample(volumes[1]), output)

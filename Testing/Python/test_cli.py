@@ -86,6 +86,17 @@ def test_register_writes_the_moved_volume_and_the_transform(call, folder, tmp_pa
     assert np.linalg.norm(np.array(transform.TransformPoint((fixed * (-1, -1, 1)).tolist())) - moving) < 2
 
 
+def test_register_takes_masks_and_a_start(call, folder, tmp_path):
+    ct = read_volume(folder / "ct.nii.gz")
+    write_volume(ct.with_array((ct.array > -300).astype(np.uint8)), tmp_path / "mask.nrrd")
+    arguments = ("register", folder / "ct.nii.gz", folder / "t1.nii.gz", "-t", tmp_path / "t.h5")
+    code, _, err = call(*arguments, "--fixed-mask", tmp_path / "mask.nrrd", "--initial", "geometry")
+    assert code == 0, err
+    assert (tmp_path / "t.h5").is_file()
+    code, _, err = call(*arguments, "--initial", "wishful")
+    assert code == 1 and "wishful" in err
+
+
 def test_fuse_and_evaluate(call, folder, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("ct", "mr"):
