@@ -45,8 +45,12 @@ def display_range(volume):
 
 def to_unit(volume, out=None):
     """float32 array (K, J, I): the display range mapped to 0..1, clipped."""
-    black, white = display_range(volume)
-    unit = np.empty(volume.array.shape, np.float32) if out is None else out
-    np.subtract(volume.array, black, out=unit, casting="unsafe")
+    return scale(volume.array, *display_range(volume), out)
+
+
+def scale(array, black, white, out=None):
+    """float32 array: black..white mapped to 0..1, clipped. For the parts of a volume, whose range is one."""
+    unit = np.empty(array.shape, np.float32) if out is None else out
+    np.subtract(array, black, out=unit, casting="unsafe")
     unit /= white - black
     return np.clip(unit, 0, 1, out=unit)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import device as devices
 from ..errors import Cancelled, GeometryError, MethodError
-from ..normalize import display_range, to_unit
+from ..normalize import display_range, scale
 from ..volume import Volume, require_different, require_usable
 from . import registry
 
@@ -45,20 +45,18 @@ def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto"
     sources = list(sources)
     _check(sources, info, mode)
     chosen = devices.choose(device)
-    stack = np.empty((len(sources), *sources[0].array.shape), np.float32)
-    for unit, source in zip(stack, sources, strict=True):
-        to_unit(source, out=unit)
+    units = _Units(sources)
     modalities = tuple(source.modality for source in sources)
-    plane = None if mode == "volume" and 3 in info.dimensions and min(stack.shape[1:]) > 1 else axis
+    plane = None if mode == "volume" and 3 in info.dimensions and min(units.shape) > 1 else axis
     try:
-        fused, weights = _run(info, stack, modalities, sources[0], plane, chosen, progress, cancelled)
+        fused, weights = _run(info, units, modalities, sources[0], plane, chosen, progress, cancelled)
     except Exception as error:
         if chosen.type == "cpu" or not devices.is_out_of_memory(error):
             raise
         log.warning("%s ran out of memory: the CPU takes over.", chosen)
         import torch
 
-        fused, weights = _run(info, stack, modalities, sources[0], plane, torch.device("cpu"), progress, cancelled)
+        fused, weights = _run(info, units, modalities, sources[0], plane, torch.device("cpu"), progress, cancelled)
     return _result(info, sources, mode, axis, fused, weights)
 
 
@@ -76,57 +74,88 @@ def _check(sources, info, mode):
     require_different(sources)
 
 
-def _run(info, stack, modalities, first, plane, device, progress, cancelled):
+class _Units:
+    """The sources as 0..1, made part by part: a second copy of the whole would cost more than the fusion."""
+
+    def __init__(self, sources):
+        self._sources = [(source.array, *display_range(source)) for source in sources]
+        self.shape = sources[0].array.shape
+        self.count = len(sources)
+
+    def __call__(self, window=(...,)):
+        """float32 (S, k, j, i): the part in a tuple of slices, by default all of it."""
+        return np.stack([scale(array[window], black, white) for array, black, white in self._sources])
+
+
+def _run(info, units, modalities, first, plane, device, progress, cancelled):
     import torch
 
     fuser = registry.load(info.name, device)
+    fused = np.empty(units.shape, np.float32)
+    weights = None
+
+    def step(done, count):
+        if cancelled and cancelled():
+            raise Cancelled()
+        if progress and done:
+            progress(done / count, f"{info.title}: {done} of {count}")
+
+    def store(window, values, shares):
+        nonlocal weights
+        fused[window] = values
+        if shares is not None:
+            if weights is None:
+                weights = np.empty((units.count, *units.shape), np.float32)
+            weights[(slice(None), *window)] = shares
+
     with torch.inference_mode():
         if hasattr(fuser, "prepare"):
-            fuser.prepare(torch.from_numpy(stack), modalities)
-        fused = np.empty(stack.shape[1:], np.float32)
-        weights = None
-        for done, (where, batch) in enumerate(parts := list(_parts(stack, first, plane, fuser))):
-            if cancelled and cancelled():
-                raise Cancelled()
-            inner, cut = where
-            values, shares = fuser(torch.from_numpy(batch(stack)).to(device), modalities)
-            _store(fused, values[(slice(None), *cut)].cpu().numpy(), inner, plane, first)
-            if shares is not None:
-                if weights is None:
-                    weights = np.empty_like(stack)
-                for n in range(len(stack)):
-                    _store(weights[n], shares[:, n][(slice(None), *cut)].cpu().numpy(), inner, plane, first)
-            if progress:
-                progress((done + 1) / len(parts), f"{info.title}: {done + 1} of {len(parts)}")
+            fuser.prepare(torch.from_numpy(units()), modalities)
+        if plane is None and hasattr(fuser, "fuse_volume"):
+            fuser.fuse_volume(units, units.shape, modalities, store, step)
+        else:
+            along = None if plane is None else first.anatomical_axis(plane)
+            parts = list(_parts(units.shape, along, fuser.halo))
+            for done, (outer, inner, cut) in enumerate(parts):
+                step(done, len(parts))
+                batch = units(outer)
+                # Slices go as a batch of 2-D images, a tile as a batch of one.
+                batch = batch[None] if along is None else np.ascontiguousarray(np.moveaxis(batch, along + 1, 0))
+                values, shares = fuser(torch.from_numpy(batch).to(device), modalities)
+                values, shares = values.cpu().numpy(), None if shares is None else shares.cpu().numpy()
+                if along is None:
+                    values, shares = values[0][cut], None if shares is None else shares[0][(slice(None), *cut)]
+                else:
+                    values = np.moveaxis(values, 0, along)
+                    shares = None if shares is None else np.moveaxis(shares, 0, along + 1)
+                store(inner, values, shares)
+        step(1, 1)
     return fused, weights
 
 
-def _parts(stack, first, plane, fuser):
-    """((target slices, slices of the batch to keep), function that cuts the batch out of the stack)."""
-    if plane is not None:
-        along = first.anatomical_axis(plane)
-        slices = np.moveaxis(stack, along + 1, 1)
-        per_batch = max(1, BATCH_VOXELS // slices[0, 0].size)
-        for start in range(0, slices.shape[1], per_batch):
-            span = slice(start, start + per_batch)
-            keep = (slice(None), slice(None))
-            yield (
-                (span, keep),
-                lambda s, span=span: np.ascontiguousarray(np.moveaxis(s, along + 1, 1)[:, span].swapaxes(0, 1)),
-            )
+def _parts(shape, along, halo):
+    """(slices to read, slices to write, slices of the result to keep), all over (K, J, I).
+
+    along: axis whose slices are images of their own, None for tiles that overlap by `halo`.
+    """
+    if along is not None:
+        per_batch = max(1, BATCH_VOXELS * shape[along] // int(np.prod(shape)))
+        for start in range(0, shape[along], per_batch):
+            window = [slice(None)] * 3
+            window[along] = slice(start, start + per_batch)
+            yield tuple(window), tuple(window), (slice(None),) * 3
         return
-    shape = np.array(stack.shape[1:])
-    halo = fuser.halo
+    shape = np.array(shape)
     core = shape if halo is None else _tile(shape, halo)
+    pad = 0 if halo is None else halo
     for corner in np.ndindex(*(-(-shape // core))):
         low = np.array(corner) * core
         high = np.minimum(low + core, shape)
-        pad = 0 if halo is None else halo
         outer_low, outer_high = np.maximum(low - pad, 0), np.minimum(high + pad, shape)
-        inner = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         outer = tuple(slice(a, b) for a, b in zip(outer_low, outer_high, strict=True))
+        inner = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         cut = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, outer_low, strict=True))
-        yield (inner, cut), lambda s, outer=outer: np.ascontiguousarray(s[(slice(None), *outer)])[None]
+        yield outer, inner, cut
 
 
 def _tile(shape, halo):
@@ -136,13 +165,6 @@ def _tile(shape, halo):
         longest = int(core.argmax())
         core[longest] = -(-core[longest] // 2)
     return core
-
-
-def _store(target, values, inner, plane, first):
-    if plane is None:
-        target[inner] = values[0]
-    else:
-        np.moveaxis(target, first.anatomical_axis(plane), 0)[inner] = values
 
 
 def _result(info, sources, mode, axis, fused, weights):

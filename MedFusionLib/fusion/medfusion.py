@@ -18,25 +18,32 @@ from ..normalize import to_unit
 from ..volume import MODALITIES
 from . import weights
 from .networks.medfusion_net import MedFusionNet, fuse
+from .networks.medfusion_tiles import fuse_volume
 
 
 class MedFusion:
     """The `Fuser`."""
 
-    halo = 48
+    halo = None
 
-    def __init__(self, network):
-        self.network = network
+    def __init__(self, network, device):
+        self.network, self.device = network, device
 
     def __call__(self, sources, modalities):
-        index = torch.tensor([MODALITIES.index(modality) for modality in modalities], device=sources.device)
-        # One image at a time stays in the processor's cache and bounds the memory.
-        share = torch.cat([fuse(self.network, one, index) for one in sources.split(1)])
-        return (share * sources).sum(1), share
+        # One image at a time stays in the processor's cache and bounds the memory; a GPU wants more at once.
+        parts = sources.split(1 if self.device.type == "cpu" else 16)
+        weights = torch.cat([fuse(self.network, part, self._index(modalities)) for part in parts])
+        return (weights * sources).sum(1), weights
+
+    def fuse_volume(self, read, shape, modalities, store, step):
+        fuse_volume(self.network, read, shape, self._index(modalities), self.device, store, step)
+
+    def _index(self, modalities):
+        return torch.tensor([MODALITIES.index(modality) for modality in modalities], device=self.device)
 
 
 def load(method, device):
-    return MedFusion(weights.load(method.weights, MedFusionNet()).to(device))
+    return MedFusion(weights.load(method.weights, MedFusionNet()).to(device), device)
 
 
 def lean(fusion, sources, towards, amount):

@@ -110,18 +110,30 @@ class MedFusionNet(nn.Module):
         self.mix = nn.ModuleList(Pointwise(n, n) for n in widths[1:])
         self.leave = Pointwise(fine_width, BANDS, gain=0.3)
 
-    def level_features(self, images, level, texture):
-        """The features of one level: (B, S * FEATURES, *spatial), and its texture for the next level.
+    def gather(self, images, level, texture):
+        """What a level adds to its image: (the next coarser image, the detail between the two, the texture).
 
-        They are the intensity, that of the next coarser level, the detail between the two, the slope, and the
-        texture: detail gathered from all finer levels.
+        images: the `pyramid`. texture: detail gathered from finer levels, at this level's size; None at level 0.
         """
         image = images[level]
         coarser = grow(images[level + 1], image.shape[2:]) if level < self.levels else smooth(image)
         detail = (image - coarser).abs()
-        texture = smooth(detail) if texture is None else 0.7 * shrink(texture) + 0.5 * smooth(detail)
-        features = torch.stack([image, coarser, 4 * detail, 4 * slope(image), 4 * texture], 2)
-        return features.flatten(1, 2), texture
+        texture = smooth(detail) if texture is None else 0.7 * texture + 0.5 * smooth(detail)
+        return coarser, detail, texture
+
+    def refine(self, level, image, gathered, hidden, modalities):
+        """Hidden features of a level, from its image, what was gathered, and those of the next coarser level."""
+        coarser, detail, texture = gathered
+        local = torch.stack([image, coarser, 4 * detail, 4 * slope(image), 4 * texture], 2).flatten(1, 2)
+        here = self.enter[level](local, modalities)
+        if hidden is not None:
+            here = here + grow(self.descend[level](hidden, modalities), here.shape[2:])
+        here = torch.relu_(here)
+        return torch.relu_(self.mix[level - 1](here, modalities)) if level else here
+
+    def band_weights(self, hidden, modalities):
+        """(B, S, BANDS, *spatial), summing to 1 over the sources, from the hidden features of level 0."""
+        return self.leave(hidden, modalities).unflatten(1, (len(modalities), BANDS)).softmax(1)
 
     def forward(self, sources, modalities):
         """Band weights (B, S, BANDS, *spatial), which sum to 1 over the sources.
@@ -129,20 +141,13 @@ class MedFusionNet(nn.Module):
         sources: (B, S, *spatial), 0..1. modalities: (S,) indices into `MODALITIES`.
         """
         images = pyramid(sources, self.levels)
-        features, texture = [], None
+        gathered = []
         for level in range(self.levels + 1):
-            found, texture = self.level_features(images, level, texture)
-            features.append(found)
+            gathered.append(self.gather(images, level, shrink(gathered[-1][2]) if level else None))
         hidden = None
         for level in range(self.levels, -1, -1):
-            here = self.enter[level](features[level], modalities)
-            if hidden is not None:
-                here = here + grow(self.descend[level](hidden, modalities), here.shape[2:])
-            hidden = torch.relu_(here)
-            if level:
-                hidden = torch.relu_(self.mix[level - 1](hidden, modalities))
-        scores = self.leave(hidden, modalities)
-        return scores.unflatten(1, (sources.shape[1], BANDS)).softmax(1)
+            hidden = self.refine(level, images[level], gathered[level], hidden, modalities)
+        return self.band_weights(hidden, modalities)
 
 
 def blend(sources, band_weights):
