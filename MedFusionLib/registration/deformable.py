@@ -35,7 +35,7 @@ class Step:
     bending: float
 
 
-STEPS = (Step(1, 16.0, 16_000, 40, 0.8, 0.15), Step(0, 10.0, 30_000, 50, 0.4, 0.15))
+STEPS = (Step(1, 16.0, 12_000, 30, 0.8, 0.15), Step(0, 12.0, 60_000, 30, 0.5, 0.15))
 
 
 def deform(fixed, moving, matrix, similarity, report):

@@ -17,7 +17,7 @@ class Described:
     size: tuple[int, int, int]
 
 
-def self_similarity(level, distance=4.0):
+def self_similarity(level, distance=2.0):
     """The self-similarity context of a `Level`: 12 channels.
 
     How alike the neighbourhoods of two of a voxel's six neighbours are, `distance` mm away, for the 12 pairs of
