@@ -117,11 +117,10 @@ def run(request, progress=None, cancelled=None):
             rgb = colorize(fusion.volume, functional, request.coloring)
     scores = {}
     if request.evaluate:
-        from .metrics import evaluate
+        from .metrics import QUICK, evaluate
 
         with steps("evaluate", 0.93, 1.0) as report:
-            report(0, "Measuring")
-            scores = evaluate(fusion.volume, aligned)
+            scores = evaluate(fusion.volume, aligned, names=QUICK, progress=report, cancelled=steps.cancelled)
     steps.check()
     if progress:
         progress(1.0, "Done")

@@ -1,7 +1,6 @@
-"""How good a fusion is, by the field's standard measures. Every measure here looks at the fused image and its sources;
-no reference fusion exists."""
+"""How good a fusion is: the field's measures, of images, of volumes and slice by slice. No torch."""
 
-from .evaluate import ALL, RUN, evaluate, slice_scores
-from .scores import scores
+from .scores import NAMES, QUICK, TASK, evaluate, evaluate_slices, pair_scores
+from .tables import markdown
 
-__all__ = ["ALL", "RUN", "evaluate", "scores", "slice_scores"]
+__all__ = ["NAMES", "QUICK", "TASK", "evaluate", "evaluate_slices", "markdown", "pair_scores"]

@@ -1,89 +1,221 @@
-"""Every measure of one fused image, by name."""
+"""All measures by name: of plain arrays, of volumes, and slice by slice."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
-from . import gradient, information, structure, task
+from ..errors import Cancelled, GeometryError, MethodError, VolumeError
+from ..normalize import to_unit
+from ..volume import require_usable
+from .gradients import activity_measures, edge_measures
+from .histograms import level_measures
+from .structure import (
+    WINDOW,
+    fidelity_measures,
+    multiscale_measures,
+    quality_measures,
+    similarity_measures,
+    ssim_slab,
+)
+from .task import task_measures
 
-
-def _mean(measure):
-    return lambda sources, fused: float(np.mean([measure(source, fused) for source in sources]))
-
-
-def _sum(measure):
-    return lambda sources, fused: float(np.sum([measure(source, fused) for source in sources]))
-
-
-def _alone(measure):
-    return lambda sources, fused: float(measure(fused))
-
-
-def _squared_error(source, fused):
-    return float(((source - fused) ** 2).mean())
-
-
-def _psnr(source, fused):
-    return 10 * np.log10(255**2 / max(_squared_error(source, fused), 1e-10))
-
-
-def _ssim(source, fused):
-    return structure.ssim_maps(source, fused, crop=True)[0].mean() if min(fused.shape) > 10 else np.nan
-
-
-def _head_ssim(sources, fused):
-    inside = ndimage.binary_fill_holes(np.max(sources, axis=0) > 10)
-    if not inside.any():
-        return np.nan
-    return float(np.mean([structure.ssim_maps(source, fused, crop=False)[0][inside].mean() for source in sources]))
-
-
-MEASURES = {
-    "EN": _alone(information.entropy),
-    "SD": _alone(np.std),
-    "mean": _alone(np.mean),
-    "SF": _alone(gradient.spatial_frequency),
-    "AG": _alone(gradient.average_gradient),
-    "EOG": _alone(gradient.energy_of_gradient),
-    "MSE": _mean(_squared_error),
-    "RMSE": _mean(lambda source, fused: np.sqrt(_squared_error(source, fused))),
-    "PSNR": _mean(_psnr),
-    "SSIM": _mean(_ssim),
-    "MS-SSIM": _mean(structure.ms_ssim),
-    "head-SSIM": _head_ssim,
-    "MI": _sum(information.mutual),
-    "NMI": _sum(information.normalised),
-    "REL": _mean(structure.correlation),
-    "Q0": lambda sources, fused: structure.piella(sources, fused)[0],
-    "QS": lambda sources, fused: structure.piella(sources, fused)[1],
-    "QW": lambda sources, fused: structure.piella(sources, fused)[2],
-    "QE": structure.piella_edges,
-    "Qabf": gradient.qabf,
-    "Nabf": gradient.nabf,
-    "SCD": structure.scd,
-    "VIF": _sum(structure.vif),
-    "FMI": _mean(information.feature),
+LEVEL = ("EN", "mean", "SD", "MSE", "RMSE", "PSNR", "REL", "SCD", "MI", "NMI", "FMI")
+ACTIVITY = ("SF", "AG", "EOG")
+LOCAL = {
+    edge_measures: ("Qabf", "Nabf"),
+    similarity_measures: ("SSIM", "head-SSIM"),
+    multiscale_measures: ("MS-SSIM",),
+    quality_measures: ("Q0", "QS", "QW", "QE"),
+    fidelity_measures: ("VIF",),
 }
-"""Measure name -> function of (sources, fused). Means or sums over the sources, as each was published."""
 
 TASK = ("bone_solid", "soft_corr", "soft_edges", "background")
-"""Figures of `task.ct_mri`, for a CT with an MRI."""
+"""Measures of a CT and an MRI only."""
+
+NAMES = (*ACTIVITY, *LEVEL, *(name for names in LOCAL.values() for name in names))
+"""Every measure of any pair, each explained where it is computed."""
+
+QUICK = ("SSIM", "PSNR", "MSE", "MI", "EN", "SD", "SF", "AG", "SCD", "Qabf")
+"""What `run` reports: seconds for a head, where all take a minute."""
+
+MOST_VOXELS = 8_000_000
+"""Of a volume, that measures of local windows look at: larger ones are sampled at evenly spread slices."""
 
 
-def scores(sources, fused, names=None, modalities=None):
-    """Measure a fused image against its sources.
+def pair_scores(first, second, fused, data_range=255, names=None):
+    """Measure one fused image of two sources, as the literature does: on 8-bit grey levels.
 
-    sources: two or three (H, W) arrays, 0..255, on one grid. fused: (H, W), 0..255. names: those of `MEASURES` and
-    `TASK` to compute, None for all. modalities: of the sources; the task figures need a "CT" and an "MR".
+    first, second, fused: (H, W) arrays, 0..data_range; rounded to 256 levels here. data_range: 255, or 1 for a
+    network's output. names: of `NAMES` and `TASK` (for the latter first is the CT, second the MRI); None: all `NAMES`.
+    PET and SPECT in colour are measured by their luma, 0.299 R + 0.587 G + 0.114 B.
 
-    Returns dict name -> value, NaN where an image is too small for a measure.
+    Returns {name: value}, in the order of `names`; NaN where a measure is not defined (image too small).
+    Raises GeometryError for shapes that differ or are not 2-D, VolumeError for NaN, MethodError for unknown names.
     """
-    sources = [np.asarray(source, dtype=np.float64) for source in sources]
-    fused = np.asarray(fused, dtype=np.float64)
-    result = {name: measure(sources, fused) for name, measure in MEASURES.items() if names is None or name in names}
-    if modalities and {"CT", "MR"} <= set(modalities) and (names is None or set(names) & set(TASK)):
-        ct, mri = (sources[modalities.index(modality)] for modality in ("CT", "MR"))
-        figures = task.ct_mri(ct, mri, fused)
-        result |= {name: value for name, value in figures.items() if names is None or name in names}
-    return result
+    names = _known(names, NAMES, (*NAMES, *TASK))
+    images = [np.asarray(image) for image in (first, second, fused)]
+    if images[0].ndim != 2 or any(image.shape != images[0].shape for image in images):
+        raise GeometryError(
+            f"images of shape {', '.join(str(image.shape) for image in images)}: measure (H, W) images of one shape."
+        )
+    if not all(np.isfinite(image).all() for image in images):
+        raise VolumeError("an image holds NaN or infinite values: replace them before measuring.")
+    levels = [np.rint(np.clip(image * (255 / data_range), 0, 255)).astype(np.uint8) for image in images]
+    return _slice(levels[:2], levels[2], names, ct_mri=(0, 1))
+
+
+def evaluate(fused, sources, mode="volume", axis="axial", names=None, progress=None, cancelled=None):
+    """Measure a fused volume against its sources, on 8-bit grey levels of their display ranges.
+
+    fused: Volume as `fuse` returns it (without a display range: values in 0..1 as they are). sources: two or three
+    Volumes on its grid. names: of `NAMES`, and `TASK` where a CT and an MRI are among the sources; None: all of them.
+    mode "volume": measures of grey levels over all voxels; SF, AG, EOG and SSIM in three dimensions (SSIM in slices
+    where an axis is under 11 voxels); the others, defined on images, as the mean over the slices along `axis`. Windows
+    are in voxels. Over `MOST_VOXELS`, windows are measured in evenly spread slices.
+    mode "slice": every measure as the mean over all slices. Slices without anything in them are left out.
+    progress(fraction, message); cancelled() -> bool, asked at every slice.
+
+    Returns {name: value}; NaN where a measure is not defined.
+    Raises VolumeError, GeometryError, MethodError, Cancelled.
+    """
+    if mode not in ("volume", "slice"):
+        raise MethodError(f"mode {mode!r} is neither 'volume' nor 'slice'.")
+    names, roles = _names(sources, names)
+    levels, levels_fused = _levels(fused, sources)
+    along = fused.anatomical_axis(axis)
+    ticks = _Ticks(progress, cancelled)
+    result = {}
+    if mode == "volume":
+        if set(names) & set(LEVEL):
+            result |= level_measures(levels, levels_fused)
+        ticks(0.1)
+        if set(names) & set(ACTIVITY):
+            result |= activity_measures(levels_fused)
+        ticks(0.2)
+        if "SSIM" in names and min(levels_fused.shape) >= WINDOW:
+            result["SSIM"] = _ssim_volume(levels, levels_fused, ticks)
+    wanted = [name for name in names if name not in result]
+    if wanted:
+        chosen = _filled(levels, along, MOST_VOXELS if mode == "volume" else None)
+        rows = []
+        for done, n in enumerate(chosen):
+            rows.append(_slice([s.take(n, along) for s in levels], levels_fused.take(n, along), wanted, roles))
+            ticks(0.4 + 0.6 * (done + 1) / len(chosen))
+        result |= {name: _mean([row[name] for row in rows]) for name in wanted}
+    return {name: result[name] for name in names}
+
+
+def evaluate_slices(fused, sources, axis="axial", names=None, progress=None, cancelled=None):
+    """Measure every slice along an axis that has anything in it; arguments as `evaluate`'s.
+
+    Returns a list of {"slice": index along the array's axis, name: value}.
+    """
+    names, roles = _names(sources, names)
+    levels, levels_fused = _levels(fused, sources)
+    along = fused.anatomical_axis(axis)
+    ticks = _Ticks(progress, cancelled)
+    rows, chosen = [], _filled(levels, along, None)
+    for done, n in enumerate(chosen):
+        row = _slice([s.take(n, along) for s in levels], levels_fused.take(n, along), names, roles)
+        rows.append({"slice": n} | row)
+        ticks((done + 1) / len(chosen))
+    return rows
+
+
+class _Ticks:
+    """Tells progress and asks for cancelling."""
+
+    def __init__(self, progress, cancelled):
+        self.progress, self.cancelled = progress, cancelled
+
+    def __call__(self, fraction):
+        if self.cancelled and self.cancelled():
+            raise Cancelled()
+        if self.progress:
+            self.progress(fraction, "Measuring")
+
+
+def _known(names, default, choices):
+    names = tuple(default if names is None else names)
+    for name in names:
+        if name not in choices:
+            raise MethodError(f"{name!r} is not a measure of these images: choose of {', '.join(choices)}.")
+    return names
+
+
+def _names(sources, names):
+    """(names to measure, (index of the CT, index of the MRI) or None)."""
+    modalities = [source.modality for source in sources]
+    roles = (modalities.index("CT"), modalities.index("MR")) if {"CT", "MR"} <= set(modalities) else None
+    every = (*NAMES, *TASK) if roles else NAMES
+    return _known(names, every, every), roles
+
+
+def _levels(fused, sources):
+    """uint8 arrays (K, J, I) of the sources, and of the fusion."""
+    if not 2 <= len(sources) <= 3:
+        raise MethodError(f"a fusion is measured against 2 or 3 sources: {len(sources)} given.")
+    for source in sources:
+        require_usable(source)
+        if not source.same_grid(fused):
+            raise GeometryError(f"{source.title} is not on the grid of {fused.title}: register or resample it first.")
+    if fused.is_vector:
+        raise VolumeError(f"{fused.title} is a colour volume: measure the fused scalar volume.")
+    low, high = fused.array.min(), fused.array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise VolumeError(f"{fused.title} has NaN or infinite voxels: fuse again.")
+    if fused.display_range is None and low >= 0 and high <= 1:
+        fused = fused.with_array(fused.array, display_range=(0.0, 1.0))
+    return [_bytes(source) for source in sources], _bytes(fused)
+
+
+def _bytes(volume):
+    unit = to_unit(volume)
+    unit *= 255
+    return np.rint(unit, out=unit).astype(np.uint8)
+
+
+def _filled(levels, along, budget):
+    """Indices of the slices in which a source is not constant, evenly thinned to a number of voxels."""
+    count = levels[0].shape[along]
+    filled = [n for n in range(count) if any(np.ptp(source.take(n, along)) for source in levels)]
+    most = count if budget is None else max(8, budget * count // levels[0].size)
+    if len(filled) <= most:
+        return filled
+    return [filled[n] for n in np.linspace(0, len(filled) - 1, most).round().astype(int)]
+
+
+def _slice(sources, fused, names, ct_mri):
+    """{name: value} of uint8 (H, W) images."""
+    wanted = set(names)
+    result = {}
+    if wanted & set(LEVEL):
+        result |= level_measures(sources, fused)
+    if wanted & set(ACTIVITY):
+        result |= activity_measures(fused)
+    sources, fused = [source.astype(np.float64) for source in sources], fused.astype(np.float64)
+    for measure, own in LOCAL.items():
+        if wanted & set(own):
+            result |= measure(sources, fused)
+    if wanted & set(TASK):
+        result |= task_measures(sources[ct_mri[0]], sources[ct_mri[1]], fused)
+    return {name: result[name] for name in names}
+
+
+def _ssim_volume(levels, fused, ticks):
+    """SSIM with a three-dimensional window, in slabs of 12 slices, evenly spread in large volumes."""
+    starts = np.arange(5, len(fused) - 5, 12)
+    most = max(3, MOST_VOXELS // (22 * fused[0].size))
+    if len(starts) > most and fused.size > MOST_VOXELS:
+        starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
+    total, count = 0.0, 0
+    for done, start in enumerate(starts):
+        part, voxels = ssim_slab(levels, fused, start, start + 12)
+        total, count = total + part, count + voxels
+        ticks(0.2 + 0.2 * (done + 1) / len(starts))
+    return float(total / count)
+
+
+def _mean(values):
+    values = [value for value in values if np.isfinite(value)]
+    return float(np.mean(values)) if values else float("nan")

@@ -1,138 +1,179 @@
-"""What windows say: structural similarity, universal quality, visual information, correlation of differences."""
+"""Measures of local windows: structural similarity, the universal quality index's family, visual fidelity."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from skimage.metrics import structural_similarity
 
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""MS-SSIM's, Wang et al. 2003."""
+from .gradients import sobel_strength
 
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+WINDOW = 11
+"""Pixels of SSIM's Gaussian window (sigma 1.5)."""
+
+SCALE_WEIGHTS = np.array((0.0448, 0.2856, 0.3001, 0.2363, 0.1333))
+"""MS-SSIM's, finest scale first."""
 
 
-def _taps(length, sigma):
-    taps = np.exp(-((np.arange(length) - length // 2) ** 2) / (2 * sigma**2))
+def ssim_map(first, second):
+    """SSIM at every pixel (Wang, Bovik, Sheikh and Simoncelli 2004), values 0..255, mirrored at the border."""
+    return structural_similarity(
+        first, second, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )[1]
+
+
+def similarity_measures(sources, fused):
+    """SSIM and head-SSIM of (H, W) images, 0..255, means over the sources, as a dict.
+
+    SSIM: mean of the map where the window lies inside the image. head-SSIM: inside the head only (where a source is
+    over 10, holes filled): the black around it, alike in every image, would raise the mean. NaN for images under 11
+    pixels and without a head.
+    """
+    if min(fused.shape) < WINDOW:
+        return {"SSIM": np.nan, "head-SSIM": np.nan}
+    maps = [ssim_map(source, fused) for source in sources]
+    head = ndimage.binary_fill_holes(np.maximum.reduce(sources) > 10)
+    whole, inside = slice(5, -5), head.any()
+    return {
+        "SSIM": float(np.mean([one[whole, whole].mean() for one in maps])),
+        "head-SSIM": float(np.mean([one[head].mean() for one in maps])) if inside else np.nan,
+    }
+
+
+def ssim_slab(sources, fused, low, high):
+    """Sum over slices low..high of SSIM with a three-dimensional window, means over the sources, and the count.
+
+    sources and fused: uint8 (K, J, I), at least 11 along each axis; the window lies inside the volume.
+    """
+    low, high = max(low, 5), min(high, len(fused) - 5)
+    if low >= high:
+        return 0.0, 0
+    part = slice(low - 5, high + 5)
+    fused = fused[part].astype(np.float32)
+    total = 0.0
+    for source in sources:
+        inside = ssim_map(source[part].astype(np.float32), fused)[5:-5, 5:-5, 5:-5]
+        total += inside.sum(dtype=np.float64)
+    return total / len(sources), inside.size
+
+
+def _gaussian(image, taps):
+    """Separable window, where it lies inside the image."""
+    edge = len(taps) // 2
+    smooth = ndimage.correlate1d(ndimage.correlate1d(image, taps, 0), taps, 1)
+    return smooth[edge:-edge, edge:-edge]
+
+
+def _taps(width, sigma):
+    at = np.arange(width) - width // 2
+    taps = np.exp(-(at**2) / (2 * sigma**2))
     return taps / taps.sum()
 
 
-def _blur(image, taps, crop):
-    blurred = ndimage.correlate1d(ndimage.correlate1d(image, taps, 0, mode="reflect"), taps, 1, mode="reflect")
-    edge = len(taps) // 2
-    return blurred[edge:-edge, edge:-edge] if crop else blurred
+def _half(image):
+    """Means of 2 x 2 blocks."""
+    rows, columns = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    image = image[:rows, :columns]
+    return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
 
 
-def ssim_maps(source, fused, crop):
-    """(SSIM, its contrast-structure part) per pixel: 11 x 11 Gaussian window, sigma 1.5, data range 255
-    (Wang et al., IEEE Trans. Image Processing 13, 2004). crop: only where the window lies inside the image."""
-    taps = _taps(11, 1.5)
-    mean1, mean2 = _blur(source, taps, crop), _blur(fused, taps, crop)
-    power1 = _blur(source * source, taps, crop) - mean1**2
-    power2 = _blur(fused * fused, taps, crop) - mean2**2
-    contrast = (2 * (_blur(source * fused, taps, crop) - mean1 * mean2) + C2) / (power1 + power2 + C2)
-    return contrast * (2 * mean1 * mean2 + C1) / (mean1**2 + mean2**2 + C1), contrast
+def _multiscale(first, second, scales):
+    taps = _taps(WINDOW, 1.5)
+    weights = SCALE_WEIGHTS[:scales] / SCALE_WEIGHTS[:scales].sum()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    result = 1.0
+    for scale, weight in enumerate(weights):
+        mean1, mean2 = _gaussian(first, taps), _gaussian(second, taps)
+        variances = _gaussian(first * first, taps) - mean1**2 + _gaussian(second * second, taps) - mean2**2
+        value = (2 * (_gaussian(first * second, taps) - mean1 * mean2) + c2) / (variances + c2)
+        if scale == scales - 1:
+            value = value * (2 * mean1 * mean2 + c1) / (mean1**2 + mean2**2 + c1)
+        result *= max(0.0, value.mean()) ** weight
+        first, second = _half(first), _half(second)
+    return result
 
 
-def ms_ssim(source, fused):
-    """MS-SSIM (Wang et al., Asilomar 2003); NaN for an image of fewer than 176 pixels a side."""
-    if min(fused.shape) < 176:
-        return np.nan
-    value = 1.0
-    for scale, weight in enumerate(SCALE_WEIGHTS):
-        whole, contrast = ssim_maps(source, fused, crop=True)
-        last = scale == len(SCALE_WEIGHTS) - 1
-        value *= max(float((whole if last else contrast).mean()), 0.0) ** weight
-        source, fused = _halved(source), _halved(fused)
-    return value
+def multiscale_measures(sources, fused):
+    """MS-SSIM (Wang, Simoncelli and Bovik 2003) of (H, W) images, 0..255, mean over the sources, as a dict.
 
-
-def _halved(image):
-    rows, columns = (n // 2 for n in image.shape)
-    return image[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).mean((1, 3))
+    The window lies inside the image, a scale of negative mean counts as 0. Images under 161 pixels have fewer than
+    the five scales, with their weights scaled to a sum of 1: such values compare with each other only.
+    NaN under 11 pixels.
+    """
+    scales = sum(min(fused.shape) // 2**scale >= WINDOW for scale in range(len(SCALE_WEIGHTS)))
+    if not scales:
+        return {"MS-SSIM": np.nan}
+    return {"MS-SSIM": float(np.mean([_multiscale(source, fused, scales) for source in sources]))}
 
 
 def _universal(first, second):
-    """(universal quality index per pixel, variance of the first), 8 x 8 window (Wang and Bovik 2002)."""
-
-    def mean(image):
-        return ndimage.uniform_filter(image, 8)
-
-    mean1, mean2 = mean(first), mean(second)
-    power1 = np.maximum(mean(first * first) - mean1**2, 0)
-    power2 = np.maximum(mean(second * second) - mean2**2, 0)
-    covariance = mean(first * second) - mean1 * mean2
-    spread, level = power1 + power2, mean1**2 + mean2**2
-    quality = np.ones_like(spread)
-    flat = (spread <= 1e-9) & (level > 1e-9)
-    quality[flat] = (2 * mean1 * mean2)[flat] / level[flat]
-    there = spread * level > 1e-9
-    quality[there] = (4 * covariance * mean1 * mean2)[there] / (spread * level)[there]
-    return quality, power1
+    """Maps of the universal quality index (Wang and Bovik 2002) in 8 x 8 windows, and of the first's variance."""
+    mean1, mean2, square1, square2, product = (
+        ndimage.uniform_filter(image, 8) for image in (first, second, first * first, second * second, first * second)
+    )
+    variance = np.maximum(square1 - mean1**2, 0)
+    power = mean1**2 + mean2**2
+    bottom = (variance + np.maximum(square2 - mean2**2, 0)) * power
+    # Two flat windows differ in brightness only; two black ones not at all.
+    quality = np.divide(2 * mean1 * mean2, power, out=np.ones_like(power), where=power > 1e-9)
+    np.divide(4 * (product - mean1 * mean2) * mean1 * mean2, bottom, out=quality, where=bottom > 1e-8)
+    return quality, variance
 
 
-def piella(sources, fused):
-    """(Q0, QS, QW) of Piella and Heijmans (ICIP 2003): mean universal quality; the same with each window leaning to
-    the source of higher variance; and with windows of high variance counting more."""
-    qualities, powers = zip(*(_universal(source, fused) for source in sources), strict=True)
-    total = sum(powers)
-    share = [np.divide(p, total, out=np.full_like(total, 1 / len(sources)), where=total > 0) for p in powers]
-    local = sum(s * q for s, q in zip(share, qualities, strict=True))
-    salience = np.max(powers, axis=0)
-    weighted = float((salience * local).sum() / salience.sum()) if salience.any() else float(local.mean())
-    return float(np.mean(qualities)), float(local.mean()), weighted
+def _salient(sources, fused):
+    """(mean index, its mean over windows weighted by local variance, the same with salient windows first)."""
+    maps, variances = zip(*(_universal(source, fused) for source in sources), strict=True)
+    salience = sum(variances)
+    even = 1 / len(sources)
+    local = sum(
+        np.divide(variance, salience, out=np.full_like(salience, even), where=salience > 0) * quality
+        for variance, quality in zip(variances, maps, strict=True)
+    )
+    strongest = np.maximum.reduce(variances)
+    total = strongest.sum()
+    return (
+        float(np.mean(maps)),
+        float(local.mean()),
+        float((local * strongest).sum() / total) if total > 0 else float(local.mean()),
+    )
 
 
-def piella_edges(sources, fused):
-    """QE: QW of the images times QW of their Sobel edges."""
+def quality_measures(sources, fused):
+    """Q0, QS, QW and QE of (H, W) images, 0..255, as a dict (Piella and Heijmans 2003, window 8 x 8).
 
-    def edge(image):
-        return np.hypot(*(ndimage.sobel(image, axis, mode="constant") for axis in (0, 1)))
-
-    return piella(sources, fused)[2] * piella([edge(source) for source in sources], edge(fused))[2]
-
-
-def vif(source, fused):
-    """VIFp, pixel domain (Sheikh and Bovik, IEEE Trans. Image Processing 15, 2006); NaN under 41 pixels a side."""
-    if min(fused.shape) < 41:
-        return np.nan
-    seen = there = 0.0
-    for scale in range(1, 5):
-        length = 2 ** (5 - scale) + 1
-        taps = _taps(length, length / 5)
-        if scale > 1:
-            source, fused = (_blur(image, taps, True)[::2, ::2] for image in (source, fused))
-        mean1, mean2 = _blur(source, taps, True), _blur(fused, taps, True)
-        power1 = np.maximum(_blur(source * source, taps, True) - mean1**2, 0)
-        power2 = np.maximum(_blur(fused * fused, taps, True) - mean2**2, 0)
-        covariance = _blur(source * fused, taps, True) - mean1 * mean2
-        gain = covariance / (power1 + 1e-10)
-        noise = power2 - gain * covariance
-        blank = power1 < 1e-10
-        gain[blank], noise[blank], power1[blank] = 0, power2[blank], 0
-        gone = power2 < 1e-10
-        gain[gone], noise[gone] = 0, 0
-        inverted = gain < 0
-        noise[inverted], gain[inverted] = power2[inverted], 0
-        noise = np.maximum(noise, 1e-10)
-        seen += np.log10(1 + gain**2 * power1 / (noise + 2)).sum()
-        there += np.log10(1 + power1 / 2).sum()
-    return float(seen / there) if there else 0.0
-
-
-def correlation(first, second):
-    """Pearson's r; 0 where one is constant."""
-    first, second = first.ravel() - first.mean(), second.ravel() - second.mean()
-    power = np.sqrt((first @ first) * (second @ second))
-    return float(first @ second / power) if power else 0.0
-
-
-def scd(sources, fused):
-    """SCD, the sum of the correlations of differences (Aslantas and Bendes, AEU 69, 2015).
-
-    With three sources, what is taken from the fusion is the mean of the other two.
+    Q0: universal quality index, mean over the sources. QS: local mean of the indices, weighted by the sources'
+    variance. QW: the same, salient windows first. QE: QW times the QW of the Sobel gradient magnitudes.
     """
-    total = 0.0
-    for n, source in enumerate(sources):
-        others = np.mean([other for m, other in enumerate(sources) if m != n], axis=0)
-        total += correlation(fused - others, source)
-    return total
+    plain, local, weighted = _salient(sources, fused)
+    edges = _salient([sobel_strength(source) for source in sources], sobel_strength(fused))[2]
+    return {"Q0": plain, "QS": local, "QW": weighted, "QE": weighted * edges}
+
+
+def _fidelity(reference, image):
+    kept = there = 0.0
+    for scale in range(4):
+        width = 2 ** (4 - scale) + 1
+        taps = _taps(width, width / 5)
+        if scale:
+            reference, image = _gaussian(reference, taps)[::2, ::2], _gaussian(image, taps)[::2, ::2]
+        mean1, mean2 = _gaussian(reference, taps), _gaussian(image, taps)
+        variance1 = np.maximum(_gaussian(reference**2, taps) - mean1**2, 0)
+        variance2 = np.maximum(_gaussian(image**2, taps) - mean2**2, 0)
+        gain = (_gaussian(reference * image, taps) - mean1 * mean2) / (variance1 + 1e-10)
+        gain[(variance1 < 1e-10) | (variance2 < 1e-10) | (gain < 0)] = 0
+        noise = variance2 - gain**2 * variance1
+        noise[variance2 < 1e-10] = 0
+        variance1[variance1 < 1e-10] = 0
+        kept += np.log1p(gain**2 * variance1 / (np.maximum(noise, 1e-10) + 2)).sum()
+        there += np.log1p(variance1 / 2).sum()
+    return kept / there if there > 0 else 0.0
+
+
+def fidelity_measures(sources, fused):
+    """VIF (Sheikh and Bovik 2006, pixel domain, four scales) of (H, W) images, 0..255, summed, as a dict.
+
+    NaN for images under 41 pixels, which have no fourth scale.
+    """
+    if min(fused.shape) < 41:
+        return {"VIF": np.nan}
+    return {"VIF": float(sum(_fidelity(source, fused) for source in sources))}
