@@ -22,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+INTERRUPTED = 130
+"""Exit code after Ctrl+C, as shells have it."""
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -50,7 +53,10 @@ Threshold = Annotated[float | None, typer.Option(help="Least uptake to colour, i
 
 
 def main(arguments=None):
-    """Run the command line. Exit code 0: done; 1: it could not be done, one line says why; 2: a wrong command."""
+    """Run the command line.
+
+    Exit code 0: done; 1: it could not be done, one line says why; 2: a wrong command; 130: interrupted.
+    """
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
@@ -58,6 +64,10 @@ def main(arguments=None):
     )
     try:
         app(arguments, prog_name="python -m MedFusionLib")
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            err.print("Interrupted: nothing half-written is left behind.")
+        raise
     except MedFusionError as error:
         err.print(f"[red]Error:[/red] {_plain(str(error))}", soft_wrap=True)
         sys.exit(1)
@@ -221,29 +231,37 @@ def run(
 
 @app.command()
 def evaluate(
-    fused: Annotated[Path, typer.Argument(help="The fused volume.")],
+    fused: Annotated[Path, typer.Argument(help="The fused volume, 0 to 1.")],
     sources: Sources,
-    csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a row per slice, and one of the whole volume.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All measures, also the slow ones.")] = False,
+    mode: Annotated[str, typer.Option(help="volume, or slice: the mean over the slices.")] = "volume",
+    axis: Annotated[str, typer.Option(help="Of the slices: axial, coronal or sagittal.")] = "axial",
     modality: Modality = None,
     series: Series = None,
 ):
     """Measure a fused volume against the sources on its grid.
 
-    [b]Example[/b]
+    [b]Examples[/b]
 
-    python -m MedFusionLib evaluate fused.nii.gz ct.nii.gz t1_on_ct.nii.gz --csv scores.csv
+    python -m MedFusionLib evaluate fused.nii.gz ct.nii.gz t1_on_ct.nii.gz
+
+    python -m MedFusionLib evaluate fused.nrrd ct.nrrd pet_on_ct.nrrd --all --axis coronal --csv scores.csv
     """
     from .files import read_volume
+    from .metrics import QUICK, evaluate_slices
     from .metrics import evaluate as measure
     from .outputs import write_table
 
     _keep_apart([fused, *sources], csv)
-    volumes = _read(sources, modality, series)
-    with err.status("Measuring"):
-        scores = measure(read_volume(fused), volumes)
+    names = None if every else QUICK
+    volume, volumes = read_volume(fused), _read(sources, modality, series)
+    with _bar() as progress:
+        scores = measure(volume, volumes, mode, axis, names, progress)
+        rows = evaluate_slices(volume, volumes, axis, names, progress) if csv else []
     print_scores(scores)
     if csv:
-        write_table(csv, [{"metric": name, "value": value} for name, value in scores.items()])
+        write_table(csv, [*rows, {"slice": mode, **scores}])
         out.print(f"wrote {csv}", soft_wrap=True)
 
 

@@ -3,8 +3,10 @@
 import csv
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,10 +116,13 @@ def test_fuse_and_evaluate(call, folder, tmp_path):
     code, out, _ = call("evaluate", tmp_path / "fused.nrrd", *pair, "--csv", tmp_path / "scores.csv")
     assert code == 0, out
     with open(tmp_path / "scores.csv") as file:
-        scores = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+        *slices, whole = csv.DictReader(file)
+    assert [row["slice"] for row in slices] == [str(n) for n in range(20)] and whole.pop("slice") == "volume"
+    scores = {name: float(value) for name, value in whole.items()}
     from MedFusionLib import evaluate
+    from MedFusionLib.metrics import QUICK
 
-    assert scores == pytest.approx(evaluate(fused, [read_volume(path) for path in pair]))
+    assert scores == pytest.approx(evaluate(fused, [read_volume(path) for path in pair], names=QUICK))
     assert all(name in out for name in scores)
 
 
@@ -160,7 +165,7 @@ def test_run_writes_everything(call, folder, tmp_path):
         (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "t1.nii.gz"), 1, "'t1.nii.gz' is one of the inputs"),
         (("register", "ct.nii.gz", "t1.nii.gz"), 2, "nothing to write"),
         (("register", "ct.nii.gz", "t1.nii.gz", "--model", "soft", "-t", "t.h5"), 1, "soft"),
-        (("evaluate", "ct.nii.gz", "t1.nii.gz", "pet.nrrd"), 1, "grid"),
+        (("evaluate", "ct.nii.gz", "t1.nii.gz", "pet.nrrd"), 1, "“t1” is not on the grid of “ct”"),
         (("demo", "--ct", "ct.nii.gz", "-o", "out"), 2, "at least two of --ct, --mr and --pet"),
         (("batch", "absent", "-o", "out"), 1, "there is no file or folder 'absent'"),
     ),
@@ -175,6 +180,27 @@ def test_what_goes_wrong_is_one_line_and_leaves_the_disk_alone(call, folder, mon
     if code == 1:
         assert len(err.strip().splitlines()) == 1, err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs an interrupt signal")
+def test_an_interrupt_leaves_nothing(folder, tmp_path):
+    """Ctrl+C while it works: a line, no traceback, no file."""
+    command = [sys.executable, "-m", "MedFusionLib", "run", folder / "ct.nii.gz", folder / "t1.nii.gz"]
+    running = subprocess.Popen(
+        [*command, "-o", tmp_path / "out"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    # Torch in its memory: it is past the command line and at work.
+    maps = Path(f"/proc/{running.pid}/maps")
+    end = time.monotonic() + 60
+    while running.poll() is None and time.monotonic() < end:
+        if not maps.exists() or "libtorch" in maps.read_text():
+            break
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err.strip() == "Interrupted: nothing half-written is left behind."
+    assert not files(tmp_path)
 
 
 def test_a_file_that_says_nothing_of_its_modality_is_pointed_out(call, tmp_path):
