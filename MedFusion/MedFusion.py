@@ -1,0 +1,669 @@
+"""MedFusion's module in 3D Slicer: the panel, the logic behind it, and its self-test."""
+
+import logging
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import qt
+import slicer
+import vtk
+from slicer import vtkMRMLScalarVolumeNode
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+try:
+    import MedFusionLib
+except ImportError:
+    # In developer mode Slicer knows this folder, not the one above it that holds the engine.
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from MedFusionLib import install, mrml, worker
+from MedFusionLib.color import LUTS
+from MedFusionLib.errors import Cancelled, MedFusionError, MethodError, VolumeError
+from MedFusionLib.fusion.registry import methods
+from MedFusionLib.pipeline import Coloring, Request
+
+INPUTS = ("first", "second", "third")
+
+POLL = 100
+"""Milliseconds between two looks at a running job."""
+
+AUTOMATIC = "auto"
+
+
+#
+# MedFusion
+#
+
+
+class MedFusion(ScriptedLoadableModule):
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("MedFusion")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
+        self.parent.dependencies = []
+        self.parent.contributors = ["The MedFusion contributors"]
+        self.parent.helpText = _(
+            "Registers CT, MRI, PET and SPECT scans of one patient to each other and fuses them into one volume, with"
+            " the uptake laid over it in colour. For research: not a medical device."
+        )
+        self.parent.acknowledgementText = _(
+            "Built on MONAI, PyTorch and SimpleITK. Every method names its source paper in the panel."
+        )
+
+
+#
+# MedFusionParameterNode
+#
+
+
+@parameterNodeWrapper
+class MedFusionParameterNode:
+    """What the panel shows, saved with the scene.
+
+    first, second, third: the scans. firstModality ...: DICOM terms, or "auto". reference: 0, 1 or 2.
+    registration, method, mode, axis, lut, device: as `pipeline.Request` has them. threshold: in the uptake's own
+    units, used where thresholdOn. summary: of the last run.
+    """
+
+    first: vtkMRMLScalarVolumeNode
+    second: vtkMRMLScalarVolumeNode
+    third: vtkMRMLScalarVolumeNode
+    firstModality: str = AUTOMATIC
+    secondModality: str = AUTOMATIC
+    thirdModality: str = AUTOMATIC
+    reference: Annotated[int, WithinRange(0, 2)] = 0
+    registration: str = "rigid"
+    method: str = "medfusion"
+    mode: str = "volume"
+    axis: str = "axial"
+    color: bool = True
+    lut: str = "PET-Heat"
+    opacity: Annotated[float, WithinRange(0, 1)] = 0.5
+    thresholdOn: bool = False
+    threshold: Annotated[float, WithinRange(0, 1e9)] = 2.5
+    show: bool = True
+    evaluate: bool = True
+    device: str = AUTOMATIC
+    summary: str = ""
+
+
+#
+# MedFusionWidget
+#
+
+
+class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel. It reads and writes the parameter node and leaves the work to its logic."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameterNode = None
+        self._parameterNodeGuiTag = None
+        self._run = None
+
+    def setup(self):
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/MedFusion.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+
+        self.logic = self.logic or MedFusionLogic()
+        self._combos = {
+            "registration": self.ui.registrationCombo,
+            "method": self.ui.methodCombo,
+            "mode": self.ui.modeCombo,
+            "axis": self.ui.axisCombo,
+            "lut": self.ui.lutCombo,
+            "device": self.ui.deviceCombo,
+            "reference": self.ui.referenceCombo,
+            "firstModality": self.ui.firstModality,
+            "secondModality": self.ui.secondModality,
+            "thirdModality": self.ui.thirdModality,
+        }
+        for name, combo in self._combos.items():
+            for value, text in choices(name):
+                combo.addItem(text, value)
+            combo.connect("currentIndexChanged(int)", lambda _index, name=name: self._onCombo(name))
+        # The timer lives as long as the panel: a local one would die at the end of this method.
+        self._timer = qt.QTimer()
+        self._timer.interval = POLL
+        self._timer.connect("timeout()", self._onTimer)
+        self.ui.progressBar.visible = False
+        self.ui.messageLabel.visible = False
+
+        self.ui.applyButton.connect("clicked()", self.onApplyButton)
+        self.ui.installButton.connect("clicked()", self.onInstallButton)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self._missing = install.missing()
+        self.initializeParameterNode()
+
+    def cleanup(self):
+        self._abandon()
+        self._timer.stop()
+        self.setParameterNode(None)
+        self.removeObservers()
+
+    def enter(self):
+        self._missing = install.missing()
+        self.initializeParameterNode()
+
+    def exit(self):
+        # A run goes on while another module is shown; only the panel lets go of the parameters.
+        if self._run is None:
+            self.setParameterNode(None)
+
+    def onSceneStartClose(self, caller, event):
+        self._abandon()
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller, event):
+        self.initializeParameterNode()
+
+    def initializeParameterNode(self):
+        if self.logic:
+            self.setParameterNode(self.logic.getParameterNode())
+
+    def setParameterNode(self, parameterNode):
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
+        self._parameterNode = parameterNode
+        if self._parameterNode is not None:
+            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui.MedFusion)
+            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
+            self._onParameters()
+
+    def onApplyButton(self):
+        """Start, or cancel what runs."""
+        if self._run is not None:
+            self._run.cancel()
+            self.ui.applyButton.enabled = False
+            self._say(_("Cancelling…"))
+            return
+        parameters = self._parameterNode
+        self.ui.logText.plainText = ""
+        try:
+            self._run = self.logic.start(**self.logic.optionsOf(parameters))
+        except MedFusionError as error:
+            self._say(str(error), wrong=True)
+            return
+        self._began = time.time()
+        self.ui.progressBar.value = 0
+        self.ui.progressBar.visible = True
+        self._say("")
+        self._timer.start()
+        self._onParameters()
+
+    def onInstallButton(self):
+        try:
+            install.install()
+        except MedFusionError as error:
+            self._say(str(error), wrong=True)
+        self._missing = install.missing()
+        self._onParameters()
+
+    def _onTimer(self):
+        run = self._run
+        if run is None:
+            self._timer.stop()
+            return
+        for event in run.poll():
+            if event.kind == "progress":
+                self.ui.progressBar.value = round(1000 * event.fraction)
+                self._say(event.message)
+            else:
+                self.ui.logText.appendPlainText(event.message)
+        if run.state == "running":
+            return
+        self._timer.stop()
+        self._run = None
+        try:
+            self._finish(run)
+        finally:
+            run.close()
+            self.ui.progressBar.visible = False
+            self._onParameters()
+
+    def _finish(self, run):
+        try:
+            outcome = self.logic.finish(run, show=self._parameterNode is not None and self._parameterNode.show)
+        except Cancelled as error:
+            self._say(str(error))
+            return
+        except MedFusionError as error:
+            self._say(str(error), wrong=True)
+            self.ui.logText.appendPlainText(str(error))
+            return
+        for message in outcome.messages:
+            self.ui.logText.appendPlainText(message)
+        self._say("\n".join(outcome.messages) or _("Done."), wrong=bool(outcome.messages))
+        if self._parameterNode is not None:
+            self._parameterNode.summary = outcome.summary
+        self._showScores(outcome.scores)
+
+    def _abandon(self):
+        """End a run whose scene is going: nothing of it may arrive."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+            self.ui.progressBar.visible = False
+            self._say("")
+        self._timer.stop()
+
+    def _onCombo(self, name):
+        if self._parameterNode is not None:
+            value = self._combos[name].currentData
+            if value is not None and getattr(self._parameterNode, name) != value:
+                setattr(self._parameterNode, name, value)
+
+    def _onParameters(self, caller=None, event=None):
+        """Make the panel say what the parameters are, and whether Apply can go."""
+        parameters = self._parameterNode
+        if parameters is None:
+            return
+        for name, combo in self._combos.items():
+            index = combo.findData(getattr(parameters, name))
+            if index >= 0 and index != combo.currentIndex:
+                combo.currentIndex = index
+        self._nameReferences(parameters)
+        method = methods().get(parameters.method)
+        if method is not None:
+            self.ui.methodCombo.toolTip = f"{method.title}. {method.paper}"
+        volumeOnly = parameters.mode == "volume" and method is not None and 3 in method.dimensions
+        self.ui.axisCombo.enabled = not volumeOnly
+        for widget in (self.ui.lutCombo, self.ui.opacitySlider, self.ui.thresholdCheck):
+            widget.enabled = parameters.color
+        self.ui.thresholdSpin.enabled = parameters.color and parameters.thresholdOn
+        self.ui.summaryLabel.text = parameters.summary or _("Nothing was fused yet.")
+        self.ui.installButtonSection.visible = bool(self._missing)
+        self.ui.installLabel.text = _("MedFusion needs Python packages that are not here yet: {names}").format(
+            names=", ".join(self._missing)
+        )
+        running = self._run is not None
+        valid, reason = (True, "") if running else self.logic.isValid(parameters, self._missing)
+        self.ui.applyButton.text = _("Cancel") if running else _("Apply")
+        self.ui.applyButton.enabled = running or valid
+        self.ui.applyButton.toolTip = _("Stop; nothing is changed.") if running else reason or _("Register and fuse.")
+        self.ui.reasonLabel.text = reason
+        self.ui.reasonLabel.visible = bool(reason)
+        for section in (self.ui.inputsSection, self.ui.settingsSection, self.ui.colorSection, self.ui.outputSection):
+            section.enabled = not running
+
+    def _nameReferences(self, parameters):
+        for index, name in enumerate(INPUTS):
+            node = getattr(parameters, name)
+            self.ui.referenceCombo.setItemText(index, node.GetName() if node else choices("reference")[index][1])
+
+    def _showScores(self, scores):
+        table = self.ui.scoresTable
+        table.setColumnCount(2)
+        table.setRowCount(len(scores))
+        table.setHorizontalHeaderLabels([_("Measure"), _("Value")])
+        for row, (name, value) in enumerate(scores.items()):
+            table.setItem(row, 0, qt.QTableWidgetItem(name))
+            table.setItem(row, 1, qt.QTableWidgetItem(f"{value:.4g}"))
+
+    def _say(self, text, wrong=False):
+        self.ui.messageLabel.text = text
+        self.ui.messageLabel.styleSheet = "color: #b00020" if wrong else ""
+        self.ui.messageLabel.visible = bool(text)
+
+
+def choices(name):
+    """((value, readable text), ...) of a parameter that the panel offers in a combo box."""
+    if name.endswith("Modality"):
+        return (
+            (AUTOMATIC, _("Automatic")),
+            ("CT", _("CT")),
+            ("MR", _("MRI")),
+            ("PT", _("PET")),
+            ("NM", _("SPECT")),
+            ("OT", _("Other")),
+        )
+    if name == "method":
+        return tuple((method.name, method.title) for method in methods().values())
+    if name == "lut":
+        return tuple((lut, lut) for lut in LUTS)
+    return {
+        "reference": ((0, _("First scan")), (1, _("Second scan")), (2, _("Third scan"))),
+        "registration": (
+            ("none", _("None (already aligned)")),
+            ("rigid", _("Rigid (same head, other scanner)")),
+            ("affine", _("Affine (rigid, scale and shear)")),
+            ("deformable", _("Deformable (soft tissue moved)")),
+        ),
+        "mode": (("volume", _("As a volume")), ("slice", _("Slice by slice"))),
+        "axis": (("axial", _("Axial")), ("coronal", _("Coronal")), ("sagittal", _("Sagittal"))),
+        "device": (
+            (AUTOMATIC, _("Automatic")),
+            ("cpu", _("Processor")),
+            ("cuda", _("Graphics card (CUDA)")),
+            ("mps", _("Graphics (Apple)")),
+        ),
+    }[name]
+
+
+#
+# MedFusionLogic
+#
+
+
+@dataclass(frozen=True, eq=False)
+class FusionOutcome:
+    """What a run made.
+
+    scene: the nodes (`mrml.SceneResult`). scores: measure -> value. seconds: step -> time. messages: what the user
+    should know, such as a registration that is not to be trusted.
+    """
+
+    scene: mrml.SceneResult
+    scores: dict
+    seconds: dict
+    messages: tuple
+    summary: str
+
+
+class FusionRun:
+    """A job with the nodes that it was started for."""
+
+    def __init__(self, job, nodes, request):
+        self.job, self.nodes, self.request = job, nodes, request
+        # Names for the summary; nodes may leave the scene meanwhile.
+        self.names = [node.GetName() for node in nodes]
+
+    @property
+    def state(self):
+        """ "running", "done", "failed" or "cancelled"."""
+        return self.job.state
+
+    def poll(self):
+        return self.job.poll()
+
+    def wait(self, timeout=None):
+        return self.job.wait(timeout)
+
+    def cancel(self):
+        self.job.cancel()
+
+    def close(self):
+        self.job.close()
+
+
+class MedFusionLogic(ScriptedLoadableModuleLogic):
+    """The module without its panel: what scripts and the Python console call."""
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+
+    def getParameterNode(self):
+        return MedFusionParameterNode(super().getParameterNode())
+
+    def optionsOf(self, parameters):
+        """dict: arguments of `start` that a `MedFusionParameterNode` stands for."""
+        chosen = [name for name in INPUTS if getattr(parameters, name) is not None]
+        places = [INPUTS.index(name) for name in chosen]
+        modalities = [getattr(parameters, f"{name}Modality") for name in chosen]
+        return {
+            "nodes": [getattr(parameters, name) for name in chosen],
+            "modalities": [None if modality == AUTOMATIC else modality for modality in modalities],
+            "reference": places.index(parameters.reference) if parameters.reference in places else 0,
+            "registration": parameters.registration,
+            "method": parameters.method,
+            "mode": parameters.mode,
+            "axis": parameters.axis,
+            "lut": parameters.lut if parameters.color else None,
+            "opacity": parameters.opacity,
+            "threshold": parameters.threshold if parameters.thresholdOn else None,
+            "evaluate": parameters.evaluate,
+            "device": parameters.device,
+        }
+
+    def isValid(self, parameters, missing=()):
+        """(whether a run can start, the reason why not). missing: packages that are not installed."""
+        if missing:
+            return False, _("Install the needed packages first.")
+        nodes = [getattr(parameters, name) for name in INPUTS]
+        if nodes[0] is None or nodes[1] is None:
+            return False, _("Choose a first and a second scan.")
+        chosen = [node for node in nodes if node is not None]
+        for n, node in enumerate(chosen):
+            if node in chosen[:n]:
+                return False, _("“{name}” is chosen twice: choose different scans.").format(name=node.GetName())
+            image = node.GetImageData()
+            if image is None or 0 in image.GetDimensions():
+                return False, _("“{name}” has no voxels: load it again.").format(name=node.GetName())
+            if node.IsA("vtkMRMLLabelMapVolumeNode") or image.GetNumberOfScalarComponents() != 1:
+                return False, _("“{name}” is not a scalar volume: choose a CT, MRI, PET or SPECT.").format(
+                    name=node.GetName()
+                )
+        if nodes[parameters.reference] is None:
+            return False, _("The reference is not chosen: choose it, or another reference.")
+        if parameters.method not in methods():
+            return False, _("There is no fusion method “{name}”: choose another.").format(name=parameters.method)
+        return True, ""
+
+    def start(
+        self,
+        nodes,
+        modalities=None,
+        reference=0,
+        registration="rigid",
+        method="medfusion",
+        mode="volume",
+        axis="axial",
+        lut="PET-Heat",
+        opacity=0.5,
+        threshold=None,
+        evaluate=True,
+        device=AUTOMATIC,
+        seed=0,
+        untrusted="warn",
+    ):
+        """Start to register and fuse in a process of its own; returns a `FusionRun` at once.
+
+        nodes: two or three scalar volume nodes. modalities: DICOM terms in the same order, None for what the node says
+        or its values suggest. reference: index of the scan that keeps its place. lut: colour table of the uptake,
+        None for no colour. The others are those of `MedFusionLib.pipeline.Request`.
+
+        Raises MedFusionError for nodes that cannot be used.
+        """
+        nodes = [node for node in nodes if node is not None]
+        if len(nodes) < 2:
+            raise VolumeError(_("Choose a first and a second scan."))
+        for n, node in enumerate(nodes):
+            if node in nodes[:n]:
+                raise VolumeError(_("“{name}” is chosen twice: choose different scans.").format(name=node.GetName()))
+        modalities = list(modalities or [None] * len(nodes))
+        if len(modalities) != len(nodes):
+            raise MethodError(_("Give one modality for each scan, or none at all."))
+        volumes = [mrml.volume_from_node(node, kind) for node, kind in zip(nodes, modalities, strict=True)]
+        request = Request(
+            sources=tuple(volumes),
+            reference=reference,
+            registration=registration,
+            method=method,
+            mode=mode,
+            axis=axis,
+            device=device,
+            seed=seed,
+            coloring=Coloring(lut, opacity, threshold) if lut else None,
+            evaluate=evaluate,
+            untrusted=untrusted,
+        )
+        return FusionRun(worker.start(request, pythonInterpreter()), nodes, request)
+
+    def finish(self, run, show=True):
+        """Add the result of a run that has ended to the scene; returns a `FusionOutcome`.
+
+        Raises what ended the run (MedFusionError, Cancelled); then the scene is as it was.
+        """
+        result = run.job.result()
+        scene = mrml.add_result(result, run.nodes, run.request)
+        if show:
+            mrml.show(scene)
+        total = sum(result.seconds.values())
+        method = methods()[run.request.method]
+        summary = _("{names}: {method}, {model} registration, {seconds:.1f} s").format(
+            names=" + ".join(run.names), method=method.title, model=run.request.registration, seconds=total
+        )
+        return FusionOutcome(scene, dict(result.scores), dict(result.seconds), tuple(result.messages), summary)
+
+    def run(self, nodes, show=True, progress=None, **options):
+        """Register and fuse, wait for it, and add the result to the scene: the console's way in.
+
+        nodes and options: as `start` takes them. progress(fraction, message) is called as it goes.
+
+        Returns a `FusionOutcome`. Raises MedFusionError; then the scene is as it was.
+        """
+        run = self.start(nodes, **options)
+        try:
+            while True:
+                ended = run.wait(0.1)
+                for event in run.poll():
+                    if event.kind == "progress" and progress:
+                        progress(event.fraction, event.message)
+                    elif event.kind == "log":
+                        logging.info(event.message)
+                if ended:
+                    return self.finish(run, show)
+        finally:
+            run.close()
+
+
+def pythonInterpreter():
+    """Path of the interpreter that runs the engine: `PythonSlicer` in Slicer, else this one."""
+    name = "PythonSlicer.exe" if os.name == "nt" else "PythonSlicer"
+    home = getattr(getattr(slicer, "app", None), "slicerHome", "")
+    beside = os.path.join(home, "bin", name) if home else ""
+    return beside if os.path.isfile(beside) else shutil.which("PythonSlicer") or sys.executable
+
+
+#
+# MedFusionTest
+#
+
+
+class MedFusionTest(ScriptedLoadableModuleTest):
+    """The main cases of the module, by Slicer's self-test framework."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear()
+        self.ct, self.mr, self.pet = self._head()
+
+    def test_console(self):
+        """The logic registers and fuses, and the scene holds the result."""
+        outcome = MedFusionLogic().run([self.ct, self.mr, self.pet], modalities=["CT", "MR", "PT"], show=False)
+        self.assertEqual(slicer.util.arrayFromVolume(outcome.scene.fused).shape, (20, 40, 36))
+        moved = slicer.util.arrayFromTransformMatrix(outcome.scene.transforms[1])
+        self.assertLess(abs(moved[:3, 3] - (-6, 4, 0)).max(), 1.0)  # the MRI lies (6, -4, 0) mm away
+        self.assertIsNotNone(outcome.scene.overlay)
+        self.assertIsNotNone(outcome.scene.rgb)
+        self.assertGreater(outcome.scores["SSIM"], 0)
+
+    def test_panel(self):
+        """Apply in the panel does the same, and the parameters come back with the scene's node."""
+        widget = self._panel()
+        try:
+            parameters = widget._parameterNode
+            self.assertFalse(widget.ui.applyButton.enabled)
+            parameters.first, parameters.second = self.ct, self.mr
+            parameters.registration, parameters.method = "none", "average"
+            self.assertTrue(widget.ui.applyButton.enabled)
+            widget.ui.applyButton.click()
+            self.assertEqual(widget.ui.applyButton.text, _("Cancel"))
+            self._wait(lambda: widget._run is None)
+            self.assertIn("+", parameters.summary)
+            self.assertEqual(MedFusionLogic().getParameterNode().method, "average")
+        finally:
+            widget.cleanup()
+
+    def test_cancel(self):
+        """A cancelled run leaves the scene as it was."""
+        widget = self._panel()
+        try:
+            parameters = widget._parameterNode
+            parameters.first, parameters.second, parameters.registration = self.ct, self.mr, "deformable"
+            before = slicer.mrmlScene.GetNumberOfNodes()
+            widget.ui.applyButton.click()
+            self._wait(lambda: widget.ui.progressBar.value > 0 or widget._run is None)
+            widget.ui.applyButton.click()
+            self._wait(lambda: widget._run is None)
+            self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), before)
+            self.assertEqual(parameters.summary, "")
+        finally:
+            widget.cleanup()
+
+    def test_bad_input(self):
+        """What cannot be fused is refused with the volume's name, and the scene is as it was."""
+        before = slicer.mrmlScene.GetNumberOfNodes()
+        logic = MedFusionLogic()
+        with self.assertRaisesRegex(VolumeError, "twice"):
+            logic.run([self.ct, self.ct])
+        with self.assertRaisesRegex(VolumeError, "first and a second"):
+            logic.run([self.ct])
+        slicer.util.arrayFromVolume(self.mr)[:] = 7
+        with self.assertRaisesRegex(VolumeError, "MRI.*constant"):
+            logic.run([self.ct, self.mr], registration="none")
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), before)
+
+    def _panel(self):
+        widget = MedFusionWidget()
+        widget.setup()
+        return widget
+
+    def _wait(self, condition, seconds=120):
+        end = time.time() + seconds
+        loop = qt.QEventLoop()
+        while not condition():
+            self.assertLess(time.time(), end, "the run did not end in time")
+            qt.QTimer.singleShot(50, loop.quit)
+            getattr(loop, "exec_", loop.exec)()
+
+    def _head(self):
+        """A CT, an MRI (6 mm to the right, 4 mm to the back) and a PET of a smooth head, made here."""
+        import numpy as np
+
+        spacing = np.array([4.0, 4.0, 5.0])
+        origin = np.array([-70.0, -78.0, -48.0])
+        k, j, i = np.indices((20, 40, 36))
+        where = np.stack([i, j, k], -1) * spacing + origin
+
+        def blob(center, size):
+            return np.exp(-(((where - center) / size) ** 2).sum(-1) / 2)
+
+        def head(shift):
+            return 1 / (1 + np.exp(24 * (np.linalg.norm((where - shift) / (52, 64, 42), axis=-1) - 1)))
+
+        shift = np.array([6.0, -4.0, 0.0])
+        arrays = {
+            "CT": 1040 * head(0) - 1000 + 800 * blob((20, 25, 6), 9) + 500 * blob((-25, -20, -8), 12),
+            "MRI": 500 * head(shift) + 300 * blob(shift + (20, 25, 6), 9) - 200 * blob(shift + (-25, -20, -8), 12),
+            "PET": 0.5 * head(0) + 8 * blob((20, 25, 6), 9),
+        }
+        affine = np.diag([*spacing, 1.0])
+        affine[:3, 3] = origin
+        nodes = []
+        for name, array in arrays.items():
+            node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+            slicer.util.updateVolumeFromArray(node, array.astype(np.float32))
+            node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(affine))
+            nodes.append(node)
+        return nodes
