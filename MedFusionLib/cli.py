@@ -351,6 +351,45 @@ def batch(
 
 
 @app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="Which network; the error for a wrong name lists them.")],
+    data: Annotated[Path, typer.Option(help="Folder of registered slice pairs: CT-MRI, PET-MRI, SPECT-MRI.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for weights, card, checkpoint and log. Default: Resources/."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    afresh: Annotated[bool, typer.Option("--afresh", help="Do not go on from the checkpoint there is.")] = False,
+):
+    """Train a method's network, score it on subjects it never saw, and write weights and model card.
+
+    An interrupted training goes on where it stopped. For several GPUs or processes, start it with torchrun.
+
+    [b]Examples[/b]
+
+    python -m MedFusionLib train siamese --data atlas/
+
+    torchrun --nproc-per-node 2 -m MedFusionLib train sesf --data atlas/ -o my-weights --epochs 40
+    """
+    from .fusion.training import train as run_training
+
+    with _bar() as progress:
+        training = run_training(method, data, output, epochs, seed, device, not afresh, progress)
+    if training is None:
+        return  # one of torchrun's other processes: the first one tells
+    from .metrics import markdown
+
+    rows = {
+        group: {name: f"{mean:.3f} ± {spread:.3f}" for name, (mean, spread) in measures.items()}
+        for group, measures in training.scores.items()
+    }
+    out.print(_plain(markdown(rows)), soft_wrap=True)
+    out.print(f"wrote {training.weights} and {training.card}", soft_wrap=True)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("demo-output"),
     ct: Annotated[Path | None, typer.Option(help="Your own CT instead of the phantom.")] = None,
