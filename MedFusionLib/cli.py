@@ -438,7 +438,7 @@ def print_scores(scores):
 def print_seconds(seconds):
     """The time of each step, in one line."""
     steps = ", ".join(f"{step} {spent:.1f} s" for step, spent in seconds.items())
-    out.print(f"time: {steps}; together {sum(seconds.values()):.1f} s")
+    out.print(f"time: {steps}; together {sum(seconds.values()):.1f} s", soft_wrap=True)
 
 
 def _bar():
