@@ -58,6 +58,7 @@ class Fuser(Protocol):
 
 def _table():
     baseline = {"convex": True, "home": "baselines"}
+    bands = {"convex": True, "home": "multiscale"}
     return (
         Method(
             "medfusion",
@@ -70,6 +71,26 @@ def _table():
         ),
         Method("average", "Average", "", **baseline),
         Method("maximum", "Maximum", "", **baseline),
+        Method("weighted", "Average weighted by contrast", "", **baseline),
+        Method(
+            "pca",
+            "Principal component",
+            "Naidu and Raol, Pixel-level image fusion using wavelets and principal component analysis, 2008",
+            **baseline,
+        ),
+        Method(
+            "laplacian",
+            "Laplacian pyramid",
+            "Burt and Kolczynski, Enhanced image capture through fusion, 1993",
+            **bands,
+        ),
+        Method(
+            "wavelet",
+            "A trous wavelet",
+            "Nunez et al., Multiresolution-based image fusion with additive wavelet decomposition, 1999",
+            **bands,
+        ),
+        Method("guided", "Guided filter", "Li, Kang and Hu, Image fusion with guided filtering, 2013", **bands),
     )
 
 

@@ -1,0 +1,202 @@
+"""How volumes reach a fusion method: slices, tiles, geometry, and what is refused."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from MedFusionLib import fuse
+from MedFusionLib.errors import Cancelled, DeviceError, GeometryError, MethodError, VolumeError
+from MedFusionLib.fusion import driver, registry
+from MedFusionLib.volume import Volume
+
+BASELINES = ("average", "maximum", "weighted", "pca", "laplacian", "wavelet", "guided")
+TILED = ("average", "maximum", "weighted", "pca", "wavelet")
+
+TURN = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+GRIDS = {
+    "axial": np.diag([1, 1, 2, 1.0]),
+    "left-handed": np.diag([-1, 1, 2, 1.0]),
+    "sagittal stack": np.array([[0, 0, 3, 5], [1, 0, 0, -7], [0, 1, 0, 2], [0, 0, 0, 1.0]]),
+    "oblique": np.vstack([np.hstack([TURN @ np.diag([0.9, 1.1, 2.5]), [[3], [4], [5]]]), [[0, 0, 0, 1]]]),
+}
+
+
+def scans(shape=(14, 22, 26), affine=GRIDS["axial"], count=2, seed=0):
+    """Different smooth volumes of one grid, in their own units."""
+    random = np.random.default_rng(seed)
+    arrays = [ndimage.gaussian_filter(random.normal(size=shape), 1.5) for _ in range(count)]
+    arrays = [(a - a.min()) / np.ptp(a) for a in arrays]
+    ct = Volume(arrays[0] * 1000 - 100, affine, "CT", "HU", "head CT")
+    others = [
+        Volume(array * 80, affine, modality, "", modality, (0, 80))
+        for array, modality in zip(arrays[1:], ("MR", "PT"), strict=False)
+    ]
+    return [ct, *others]
+
+
+@pytest.mark.parametrize("axis", ("axial", "coronal", "sagittal"))
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("method", ("wavelet", "guided"))
+def test_slices_are_those_of_the_anatomical_axis(method, grid, axis):
+    """Slice mode equals fusing every slice as an image of its own."""
+    sources = scans(affine=GRIDS[grid])
+    fused = fuse(sources, method, "slice", axis, "cpu").volume
+    along = {"axial": 2, "coronal": 1, "sagittal": 0}[axis]
+    directions = np.abs(GRIDS[grid][:3, :3] / np.linalg.norm(GRIDS[grid][:3, :3], axis=0))
+    array_axis = 2 - int(directions[along].argmax())
+    for n in (0, 5):
+        images = [
+            source.with_array(source.array.take([n], array_axis), display_range=registry_range(source))
+            for source in sources
+        ]
+        alone = fuse(images, method, "slice", axis, "cpu").volume
+        np.testing.assert_allclose(alone.array, fused.array.take([n], array_axis), atol=1e-5)
+    assert fused.same_grid(sources[0])
+
+
+def registry_range(source):
+    from MedFusionLib.normalize import display_range
+
+    return display_range(source)
+
+
+@pytest.mark.parametrize("method", TILED)
+def test_tiles_leave_no_seams(method, monkeypatch):
+    sources = scans((60, 66, 70))
+    whole = fuse(sources, method, device="cpu").volume.array
+    parts = []
+    cut = driver._parts
+    monkeypatch.setattr(driver, "BATCH_VOXELS", 70**3 // 4)
+    monkeypatch.setattr(driver, "_parts", lambda *a: parts.extend(found := list(cut(*a))) or found)
+    tiled = fuse(sources, method, device="cpu").volume.array
+    assert len(parts) >= 4
+    np.testing.assert_allclose(tiled, whole, atol=2e-6)
+
+
+def test_guided_tiles_leave_no_seams(monkeypatch):
+    """Its overlap of 48 needs a longer volume."""
+    sources = scans((8, 12, 330))
+    whole = fuse(sources, "guided", device="cpu").volume.array
+    monkeypatch.setattr(driver, "BATCH_VOXELS", 8 * 12 * 210)
+    tiled = fuse(sources, "guided", device="cpu").volume.array
+    assert np.abs(tiled - whole).max() < 1e-3
+
+
+@pytest.mark.parametrize("mode", ("volume", "slice"))
+@pytest.mark.parametrize("method", BASELINES)
+def test_three_sources_and_provenance(method, mode):
+    sources = scans(count=3)
+    fusion = fuse(sources, method, mode, device="cpu")
+    assert fusion.volume.array.shape == sources[0].array.shape
+    assert fusion.volume.array.dtype == np.float32
+    assert 0 <= fusion.volume.array.min() <= fusion.volume.array.max() <= 1
+    attributes = fusion.volume.attributes
+    assert attributes["MedFusion.Method"] == method
+    assert attributes["MedFusion.Source1"] == "CT HU -100..900"
+    assert attributes["MedFusion.Source3"] == "PT  0..80"
+    if fusion.weights is not None:
+        np.testing.assert_allclose(sum(w.array for w in fusion.weights), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_one_mapping_for_the_volume(method):
+    """The same slice, wherever it stands in the volume and whatever is above it, comes out the same in slice mode."""
+    sources = scans((10, 24, 24))
+    doubled = [
+        source.with_array(np.concatenate([source.array, source.array]), display_range=registry_range(source))
+        for source in sources
+    ]
+    fused = fuse(doubled, method, "slice", device="cpu").volume.array
+    np.testing.assert_allclose(fused[:10], fused[10:], atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ("volume", "slice"))
+@pytest.mark.parametrize("shape", ((1, 20, 24), (20, 1, 24), (1, 1, 2), (2, 1, 1)))
+@pytest.mark.parametrize("method", BASELINES)
+def test_thin_volumes(method, shape, mode):
+    random = np.random.default_rng(4)
+    sources = [Volume(random.random(shape), np.eye(4), modality, display_range=(0, 1)) for modality in ("MR", "PT")]
+    fused = fuse(sources, method, mode, device="cpu").volume
+    assert fused.array.shape == shape
+    assert np.isfinite(fused.array).all()
+
+
+def test_progress_rises_to_the_end(monkeypatch):
+    monkeypatch.setattr(driver, "BATCH_VOXELS", 22 * 26 * 2)
+    told = []
+    fuse(scans(), "average", "slice", device="cpu", progress=lambda fraction, message: told.append(fraction))
+    assert len(told) >= 5
+    assert told == sorted(told)
+    assert told[-1] == 1
+
+
+@pytest.mark.parametrize("mode", ("volume", "slice"))
+def test_cancel_between_batches(mode, monkeypatch):
+    monkeypatch.setattr(driver, "BATCH_VOXELS", 2000)
+    asked = []
+    with pytest.raises(Cancelled):
+        fuse(
+            scans((40, 40, 40)),
+            "average",
+            mode,
+            device="cpu",
+            cancelled=lambda: asked.append(1) or len(asked) == 3,
+        )
+    assert len(asked) == 3
+
+
+def one(**changes):
+    base = dict(array=np.arange(24.0).reshape(2, 3, 4), affine=np.eye(4), modality="MR", name="T1")
+    return Volume(**(base | changes))
+
+
+other = one(array=np.arange(24.0)[::-1].reshape(2, 3, 4), name="T2")
+spoiled = np.arange(24.0).reshape(2, 3, 4)
+spoiled[1, 1, 1] = np.inf
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "error", "text"),
+    (
+        ([], {}, MethodError, "0 given"),
+        ([one()], {}, MethodError, "1 given"),
+        ([one(), other, one(), other], {}, MethodError, "4 given"),
+        ([one(), one()], {}, VolumeError, "same volume"),
+        ([one(), one(name="copy")], {}, VolumeError, "copy”.*same volume"),
+        ([one(), other], {"method": "magic"}, MethodError, "magic.*choose one of.*average"),
+        ([one(), other], {"mode": "cube"}, MethodError, "cube"),
+        ([one(), other], {"mode": "slice", "axis": "up"}, GeometryError, "up"),
+        ([one(), other], {"device": "abacus"}, DeviceError, "abacus"),
+        ([one(), one(array=spoiled, name="bad")], {}, VolumeError, "bad.*1 NaN or infinite"),
+        ([one(), one(array=np.ones((2, 3, 4)), name="flat")], {}, VolumeError, "flat.*constant"),
+        ([one(array=np.ones((1, 1, 1)), name="dot"), other], {}, VolumeError, "dot.*constant"),
+        ([one(), one(array=np.zeros((2, 3, 4, 3)), name="rgb")], {}, VolumeError, "rgb.*colour"),
+        ([one(), one(array=np.arange(12.0).reshape(1, 3, 4), name="less")], {}, GeometryError, "less.*grid"),
+        ([one(), one(affine=np.diag([1, 1, 2, 1]), name="thick")], {}, GeometryError, "thick.*grid"),
+        ([one(), one(affine=np.diag([-1, 1, 1, 1]), name="mirrored")], {}, GeometryError, "mirrored.*grid"),
+    ),
+)
+def test_refused(sources, options, error, text):
+    with pytest.raises(error, match=text):
+        fuse(sources, **({"method": "average", "device": "cpu"} | options))
+
+
+def test_sources_are_left_as_they_are():
+    sources = scans()
+    before = [source.array.copy() for source in sources]
+    for method in BASELINES:
+        fuse(sources, method, device="cpu")
+    for source, array in zip(sources, before, strict=True):
+        np.testing.assert_array_equal(source.array, array)
+
+
+def test_registry_is_complete():
+    """Every method says what people need to know of it, and its module is there."""
+    from importlib.util import find_spec
+
+    for name, method in registry.methods().items():
+        assert name == method.name
+        assert method.title
+        assert find_spec(f"MedFusionLib.fusion.{method.home}")
+        assert bool(method.weights) == (method.licence != "none")
+        assert method.paper or name in ("average", "maximum", "weighted")
