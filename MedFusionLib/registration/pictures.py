@@ -1,0 +1,138 @@
+"""Pictures to judge a registration by: checkerboard, edges of one scan over the other, before and after."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FileError, GeometryError
+from ..normalize import to_unit
+from .result import Registration
+
+PANEL = 220
+"""Pixels of a panel's longer side."""
+
+EDGE_COLOR = np.array([255, 190, 0], np.uint8)
+GAP = 6
+
+
+def checkerboard(fixed, moved, tiles=8):
+    """Two slices (rows, columns), 0..1, in alternating squares: an edge that runs on from one into the next fits."""
+    fixed, moved = (np.asarray(a) for a in (fixed, moved))
+    if fixed.shape != moved.shape or fixed.ndim != 2:
+        raise GeometryError(f"a checkerboard needs two slices of one shape, not {fixed.shape} and {moved.shape}.")
+    side = max(1, max(fixed.shape) // tiles)
+    rows, columns = np.indices(fixed.shape) // side
+    return np.where((rows + columns) % 2 == 0, fixed, moved)
+
+
+def edges_over(fixed, moved):
+    """uint8 (rows, columns, 3): the edges of `moved` in colour over `fixed`; both slices (rows, columns), 0..1."""
+    from skimage.feature import canny
+
+    edge = canny(np.asarray(moved, np.float32), sigma=1.5, low_threshold=0.02, high_threshold=0.06)
+    picture = _gray(fixed)
+    picture[edge] = EDGE_COLOR
+    return picture
+
+
+def contact_sheet(fixed, moving, registration, path=None):
+    """uint8 (rows, columns, 3): axial, coronal and sagittal middle slices.
+
+    Columns: fixed; moving, as it lay before; its edges over fixed, before; the same after; checkerboard after.
+    fixed, moving: Volumes. path: a PNG is written there too, whole or not at all (FileError).
+    """
+    before = Registration("none", np.eye(4), None, registration.fixed).resample(moving)
+    after = registration.resample(moving)
+    volumes = [to_unit(fixed), _unit_like(before, moving), _unit_like(after, moving)]
+    anatomy = volumes[0] > 0.15
+    rows = []
+    for name in ("axial", "coronal", "sagittal"):
+        axis = fixed.anatomical_axis(name)
+        share = anatomy.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
+        middle = round(float((share * np.arange(len(share))).sum() / share.sum())) if share.sum() else len(share) // 2
+        one, old, new = (_upright(v, fixed.affine, axis, middle) for v in volumes)
+        one, old, new = (_square(p, fixed, axis) for p in (one, old, new))
+        panels = [_gray(one), _gray(old), edges_over(one, old), edges_over(one, new), _gray(checkerboard(one, new))]
+        rows.append(_joined([_framed(p) for p in panels], 1))
+    sheet = _joined(rows, 0)
+    if path is not None:
+        _write_png(sheet, Path(path))
+    return sheet
+
+
+def _unit_like(resampled, original):
+    """0..1 by the whole original volume's range: what is outside it must not change the contrast."""
+    from ..normalize import display_range
+
+    return to_unit(resampled.with_array(resampled.array, display_range=display_range(original)))
+
+
+def _upright(unit, affine, axis, index):
+    """One slice as a radiologist hangs it: the patient's right on the left, front or top upwards."""
+    picture = np.take(unit, index, axis=axis)
+    rows, columns = (a for a in range(3) if a != axis)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    across, down = directions[:, 2 - columns], directions[:, 2 - rows]
+    if _turned(affine, rows, columns):
+        picture, across, down = picture.T, down, across
+    wanted_down = np.array([0.0, -1.0, -1.0])
+    wanted_across = np.array([-1.0, -1.0, 0.0])
+    if down @ wanted_down < 0:
+        picture = picture[::-1]
+    if across @ wanted_across < 0:
+        picture = picture[:, ::-1]
+    return picture
+
+
+def _square(picture, volume, axis):
+    """Resampled to square pixels, `PANEL` on its longer side."""
+    from scipy.ndimage import zoom
+
+    rows, columns = (a for a in range(3) if a != axis)
+    extent = {a: volume.spacing[2 - a] * volume.array.shape[a] for a in (rows, columns)}
+    height, width = extent[rows], extent[columns]
+    if _turned(volume.affine, rows, columns):
+        height, width = width, height
+    scale = PANEL / max(height, width)
+    target = max(1, round(height * scale)), max(1, round(width * scale))
+    return np.clip(zoom(picture, [t / n for t, n in zip(target, picture.shape, strict=True)], order=1), 0, 1)
+
+
+def _turned(affine, rows, columns):
+    """Whether rows and columns change places: what runs head-to-foot, else front-to-back, goes down the page."""
+    down = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0) * np.array([[0.0], [1.0], [2.0]])
+    return down[:, 2 - columns].sum() > down[:, 2 - rows].sum()
+
+
+def _gray(unit):
+    return np.repeat((255 * np.clip(unit, 0, 1) + 0.5).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _framed(picture):
+    frame = np.zeros((PANEL, PANEL, 3), np.uint8)
+    top, left = (PANEL - picture.shape[0]) // 2, (PANEL - picture.shape[1]) // 2
+    frame[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return frame
+
+
+def _joined(pictures, axis):
+    shape = list(pictures[0].shape)
+    shape[axis] = GAP
+    gap = np.full(shape, 40, np.uint8)
+    return np.concatenate([part for p in pictures for part in (gap, p)][1:], axis=axis)
+
+
+def _write_png(picture, path):
+    import SimpleITK as sitk
+
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medfusion-") as folder:
+            partial = os.path.join(folder, "sheet.png")
+            sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), partial)
+            os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        raise FileError(f"the picture {path.name!r} cannot be written: check folder, space and rights.") from error
