@@ -56,6 +56,9 @@ class Fuser(Protocol):
         """
 
 
+ATLAS = "The Whole Brain Atlas (research and education)"
+
+
 def _table():
     baseline = {"convex": True, "home": "baselines"}
     bands = {"convex": True, "home": "multiscale"}
@@ -66,8 +69,26 @@ def _table():
             "MedFusion's own: multi-scale blending weights, every voxel a convex combination of its sources",
             convex=True,
             home="medfusion",
-            licence="The Whole Brain Atlas (research and education)",
+            licence=ATLAS,
             weights="medfusion.safetensors",
+        ),
+        Method(
+            "siamese",
+            "Siamese CNN",
+            "Liu et al., A medical image fusion method based on convolutional neural networks, 2017",
+            convex=True,
+            home="siamese",
+            licence=ATLAS,
+            weights="siamese.safetensors",
+        ),
+        Method(
+            "sesf",
+            "Spatial-frequency autoencoder (SESF)",
+            "Ma et al., SESF-Fuse: an unsupervised deep model for multi-focus image fusion, 2021",
+            convex=True,
+            home="sesf",
+            licence=ATLAS,
+            weights="sesf.safetensors",
         ),
         Method("average", "Average", "", **baseline),
         Method("maximum", "Maximum", "", **baseline),

@@ -39,13 +39,17 @@ def load(name, network):
     return network.eval().requires_grad_(False)
 
 
-def save(name, network):
-    """Write a torch module's weights to Resources/ and record their checksum."""
+def save(name, network, folder=None):
+    """Write a torch module's weights to a folder (Resources/) and record their checksum there."""
     from safetensors.torch import save_file
 
-    FOLDER.mkdir(exist_ok=True)
+    folder = FOLDER if folder is None else Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(tensors, FOLDER / name)
-    known = json.loads(CHECKSUMS.read_text()) if CHECKSUMS.exists() else {}
-    known[name] = sha256(name)
-    CHECKSUMS.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")
+    beside = folder / f"{name}.part"
+    save_file(tensors, beside)
+    beside.replace(folder / name)
+    checksums = folder / CHECKSUMS.name
+    known = json.loads(checksums.read_text()) if checksums.exists() else {}
+    known[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    checksums.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")

@@ -1,0 +1,137 @@
+"""Siamese CNN: Liu, Chen, Cheng, Peng, "A medical image fusion method based on convolutional neural networks",
+Information Fusion 2017 (doi:10.23919/ICIF.2017.8009769).
+
+1. The network judges 16x16 patches of the sources, every second pixel; each patch's weight is averaged over
+   its pixels into a weight map W (section III.B).
+2. Sources go into Laplacian pyramids L, W into a Gaussian pyramid G (III.C).
+3. Per level, local energies E_s = sum of L_s^2 over 3x3 and the match M = 2 sum(L_1 L_2) / (E_1 + E_2) choose:
+   M >= 0.6: the mean of L_s weighted by G_s; else the L_s of greatest energy (equations 2-7).
+4. The pyramid is collapsed.
+
+Departures. The order of the sources does not matter: the network's answers for both orders are averaged, which
+also extends it to three sources (a softmax of scores; M is the least match of all pairs). A bilateral filter
+smooths W along its own steps. The result is clipped to the range of the sources at each voxel, which removes
+the halo that chosen coarse bands leave in the air around the head. Volumes: W slice by slice along the first
+axis, then pyramids and rule in 3-D.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from . import weights
+from .networks.siamese_net import PATCH, SiameseNet, spread
+
+MATCH = 0.6
+"""Above this similarity of two bands they are averaged, below the stronger is taken."""
+
+
+class Siamese:
+    """The `Fuser`."""
+
+    halo = None
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, sources, modalities):
+        if sources.ndim == 4:
+            shares = torch.cat([self.weight_map(one) for one in sources.split(1)])
+        else:
+            shares = torch.stack([self.weight_map(one) for one in sources.unbind(2)], 2)
+        fused = pyramid_rule(sources, shares)
+        return torch.minimum(torch.maximum(fused, sources.amin(1)), sources.amax(1)), None
+
+    def weight_map(self, sources):
+        """(B, S, H, W) of sources (B, S, H, W), sums to 1 over S."""
+        size = sources.shape[2:]
+        padded = F.pad(sources, (0, max(0, PATCH - size[1]), 0, max(0, PATCH - size[0])), mode="replicate")
+        scores = torch.cat([self.network.score(image) for image in padded.split(1, 1)], 1)
+        shares = bilateral(spread(scores.softmax(1), padded.shape[2:]))
+        return shares[..., : size[0], : size[1]] / shares[..., : size[0], : size[1]].sum(1, keepdim=True)
+
+
+def bilateral(maps, radius=2, reach=2.0, step=0.25):
+    """Edge-keeping mean of each map (B, S, H, W): near in space (`reach`, pixels) and in value (`step`)."""
+    padded = F.pad(maps, (radius,) * 4, mode="replicate")
+    total, weight = torch.zeros_like(maps), torch.zeros_like(maps)
+    for i in range(2 * radius + 1):
+        for j in range(2 * radius + 1):
+            moved = padded[..., i : i + maps.shape[2], j : j + maps.shape[3]]
+            near = math.exp(-((i - radius) ** 2 + (j - radius) ** 2) / (2 * reach**2))
+            share = near * torch.exp(-((moved - maps) ** 2) / (2 * step**2))
+            total += share * moved
+            weight += share
+    return total / weight
+
+
+def pyramid_rule(sources, shares, match=MATCH):
+    """Fuse (B, S, *spatial) into (B, *spatial) by Laplacian bands, steered by shares of the same shape."""
+    levels = max(1, int(math.log2(min(sources.shape[-2:]))) - 1)
+    bands = []
+    for level in range(levels + 1):
+        if level == levels:
+            detail = sources
+        else:
+            smaller, smaller_shares = _reduce(sources), _reduce(shares)
+            detail = sources - _expand(smaller, sources.shape[2:])
+        energy = _sum3(detail * detail)
+        agreement = torch.stack(
+            [
+                2 * _sum3(detail[:, a : a + 1] * detail[:, b : b + 1])[:, 0] / (energy[:, a] + energy[:, b] + 1e-12)
+                for a in range(sources.shape[1])
+                for b in range(a + 1, sources.shape[1])
+            ]
+        ).amin(0)
+        chosen = detail.gather(1, energy.argmax(1, keepdim=True)).squeeze(1)
+        bands.append(torch.where(agreement >= match, (shares * detail).sum(1), chosen))
+        if level < levels:
+            sources, shares = smaller, smaller_shares
+    fused = bands.pop()
+    while bands:
+        detail = bands.pop()
+        fused = _expand(fused[:, None], detail.shape[1:])[:, 0] + detail
+    return fused
+
+
+def _reduce(images):
+    """Burt and Adelson's REDUCE: a 5-tap binomial along each axis, every second voxel kept (one stays one)."""
+    taps = images.new_tensor([1, 4, 6, 4, 1]) / 16
+    for axis in range(2, images.ndim):
+        length = images.shape[axis]
+        index = torch.arange(0, length, 2, device=images.device)
+        images = sum(
+            tap * images.index_select(axis, (index + offset).clamp(0, length - 1))
+            for tap, offset in zip(taps, range(-2, 3), strict=True)
+        )
+    return images
+
+
+def _expand(images, size):
+    """Back to `size` by linear interpolation at the voxels that `_reduce` kept."""
+    for axis, length in enumerate(size, 2):
+        half = torch.arange(length, device=images.device) / 2
+        low = half.floor().long()
+        high = (low + 1).clamp_max(images.shape[axis] - 1)
+        shape = [-1 if n == axis else 1 for n in range(images.ndim)]
+        share = (half - low).to(images.dtype).view(shape)
+        images = images.index_select(axis, low) * (1 - share) + images.index_select(axis, high) * share
+    return images
+
+
+def _sum3(images):
+    rank = images.ndim - 2
+    pool = F.avg_pool2d if rank == 2 else F.avg_pool3d
+    return pool(images, 3, stride=1, padding=1) * 3**rank
+
+
+def build(network):
+    """The `Fuser` of a trained network."""
+    return Siamese(network)
+
+
+def load(method, device):
+    return build(weights.load(method.weights, SiameseNet()).to(device))

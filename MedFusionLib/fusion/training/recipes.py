@@ -1,0 +1,97 @@
+"""How each network learns: what a training step sees, what it is trained for, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..networks.sesf_net import SESFNet
+from ..networks.siamese_net import PATCH, SiameseNet
+from .medfusion_losses import structure
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """network() -> module. batch(pairs, generator, size) -> tensor(s). loss(network, *batch) -> scalar tensor.
+
+    epochs, steps: epochs, and optimiser steps an epoch. size: examples a step. rate: Adam's learning rate,
+    times `decay` every `every` epochs. summary: one sentence for the model card.
+    """
+
+    network: Callable
+    batch: Callable
+    loss: Callable
+    epochs: int
+    steps: int
+    size: int
+    rate: float
+    decay: float
+    every: int
+    summary: str
+
+
+def _crops(pairs, generator, count, width, busy):
+    """(count, 1, width, width) crops of single source images whose standard deviation is over `busy`."""
+    found = []
+    while len(found) < count:
+        pair = pairs[_integer(generator, len(pairs))]
+        image = pair.images[_integer(generator, len(pair.images))]
+        top, left = (_integer(generator, n - width + 1) for n in image.shape)
+        crop = torch.from_numpy(image[top : top + width, left : left + width])
+        if crop.std() > busy:
+            turned = torch.rot90(crop, _integer(generator, 4))
+            found.append(turned.flip(1) if _integer(generator, 2) else turned)
+    return torch.stack(found)[:, None]
+
+
+def _integer(generator, end):
+    return int(torch.randint(end, (), generator=generator))
+
+
+def _blurred(images, deviation):
+    taps = torch.exp(-((torch.arange(7.0) - 3) ** 2) / (2 * deviation**2))
+    taps = taps / taps.sum()
+    padded = F.pad(images, (3,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, 7)), taps.view(1, 1, 7, 1))
+
+
+def siamese_batch(pairs, generator, size):
+    """(first, second, label): a clear patch and its blurred version, in either order; label 0: first is clear."""
+    wide = _crops(pairs, generator, size, PATCH + 6, 0.04)
+    clear = wide[..., 3:-3, 3:-3]
+    deviation = 0.8 + 1.7 * torch.rand((), generator=generator)
+    blurred = _blurred(wide, deviation)[..., 3:-3, 3:-3]
+    label = torch.randint(2, (size,), generator=generator)
+    swap = label.view(-1, 1, 1, 1).bool()
+    return torch.where(swap, blurred, clear), torch.where(swap, clear, blurred), label
+
+
+def siamese_loss(network, first, second, label):
+    """Cross-entropy of the two outputs."""
+    return F.cross_entropy(network(first, second).flatten(1), label)
+
+
+def sesf_batch(pairs, generator, size):
+    """(images,): crops of single sources; the paper trains on whole photographs."""
+    return (_crops(pairs, generator, size, 64, 0.02),)
+
+
+def sesf_loss(network, images):
+    """The paper's: mean squared error + 3 (1 - SSIM)."""
+    found = network(images)
+    return F.mse_loss(found, images) + 3 * (1 - structure(images, found)[0].mean())
+
+
+RECIPES = {
+    "siamese": Recipe(
+        SiameseNet, siamese_batch, siamese_loss, epochs=8, steps=25, size=48, rate=5e-4, decay=0.7, every=2,
+        summary="Clear 16x16 patches against Gaussian-blurred ones (sigma 0.8 to 2.5), cross-entropy.",
+    ),
+    "sesf": Recipe(
+        SESFNet, sesf_batch, sesf_loss, epochs=10, steps=25, size=12, rate=1e-3, decay=0.8, every=2,
+        summary="Autoencoder of 64x64 crops, mean squared error + 3 (1 - SSIM), without labels.",
+    ),
+}  # fmt: skip

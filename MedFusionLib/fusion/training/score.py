@@ -1,0 +1,96 @@
+"""Scores a method on slice pairs of subjects that it never saw.
+
+python -m MedFusionLib.fusion.training.score METHOD [METHOD ...] --data FOLDER [--montage FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+import numpy as np
+import torch
+
+from ...metrics import TASK, pair_scores
+from .. import registry
+from . import atlas
+
+COLUMNS = ("Qabf", "Nabf", "SCD", "SSIM", "head-SSIM", *TASK)
+"""Of `MedFusionLib.metrics`; the last four for CT-MRI only."""
+
+
+def fuser_of(method, network=None):
+    """The `Fuser` of a method on the CPU; with `network` in place of the weights on disk."""
+    info = registry.find(method)
+    if network is None:
+        return registry.load(method, torch.device("cpu"))
+    return import_module(f"..{info.home}", __package__).build(network)
+
+
+def score(method, network=None, pairs=(), keep=None):
+    """{group: {measure: (mean, standard deviation)}} over `atlas.Pair`s. keep(pair, fused): sees each result."""
+    fuser = fuser_of(method, network)
+    rows = {}
+    for pair in pairs:
+        sources = torch.from_numpy(pair.images)[None]
+        with torch.inference_mode():
+            if hasattr(fuser, "prepare"):
+                fuser.prepare(sources[0][:, None], pair.modalities)
+            fused = fuser(sources, pair.modalities)[0]
+        rows.setdefault(pair.group, []).append(measure(pair, fused[0].numpy()))
+        if keep:
+            keep(pair, fused[0].numpy())
+    return {
+        group: {
+            name: (float(np.nanmean(column)), float(np.nanstd(column)))
+            for name in COLUMNS
+            if not np.isnan(column := np.array([row[name] for row in found])).all()
+        }
+        for group, found in rows.items()
+    }
+
+
+def measure(pair, fused):
+    """{measure: value} of one fused slice (H, W), 0..1."""
+    names = COLUMNS if pair.modalities == ("CT", "MR") else COLUMNS[:5]
+    return dict.fromkeys(COLUMNS, np.nan) | pair_scores(*pair.images, fused, 1, names)
+
+
+def table(scores):
+    """Markdown rows of {label: score's answer}."""
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for label, groups in scores.items():
+        for group, found in groups.items():
+            cells = [f"{found[name][0]:.3f} ± {found[name][1]:.3f}" if name in found else "" for name in COLUMNS]
+            lines.append(f"| {label}, {group} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def montage(methods, pairs, file):
+    """Write a PNG: a row per pair, columns source 1, source 2, then each method."""
+    from PIL import Image
+
+    columns = [[pair.images[n] for pair in pairs] for n in range(2)]
+    for method in methods:
+        columns.append([])
+        score(method, None, pairs, lambda pair, fused, column=columns[-1]: column.append(fused))
+    grid = np.concatenate([np.concatenate(column, 0) for column in columns], 1)
+    Image.fromarray(np.rint(grid.clip(0, 1) * 255).astype(np.uint8)).save(file)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="+")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--montage")
+    given = parser.parse_args()
+    pairs = atlas.pairs(given.data, held_back=True)
+    print(table({method: score(method, None, pairs) for method in given.methods}))
+    if given.montage:
+        groups = [[pair for pair in pairs if pair.group == group] for group in atlas.GROUPS]
+        chosen = [group[int(len(group) * share)] for group in groups if group for share in (0.1, 0.3)]
+        montage(given.methods, chosen, given.montage)
+
+
+if __name__ == "__main__":
+    main()
