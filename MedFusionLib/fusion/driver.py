@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
@@ -93,6 +94,7 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
     fuser = registry.load(info.name, device)
     fused = np.empty(units.shape, np.float32)
     weights = None
+    lock = Lock()
 
     def step(done, count):
         if cancelled and cancelled():
@@ -104,8 +106,10 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
         nonlocal weights
         fused[window] = values
         if shares is not None:
-            if weights is None:
-                weights = np.empty((units.count, *units.shape), np.float32)
+            # Fusers that work in threads store from them.
+            with lock:
+                if weights is None:
+                    weights = np.empty((units.count, *units.shape), np.float32)
             weights[(slice(None), *window)] = shares
 
     with torch.inference_mode():

@@ -19,6 +19,10 @@ from ..volume import MODALITIES
 from . import weights
 from .networks.medfusion_net import MedFusionNet, fuse
 from .networks.medfusion_tiles import fuse_volume
+from .threads import spread
+
+GPU_BATCH = 16
+"""Slices at a time on a GPU, which a single one does not fill."""
 
 
 class MedFusion:
@@ -30,9 +34,17 @@ class MedFusion:
         self.network, self.device = network, device
 
     def __call__(self, sources, modalities):
-        # One image at a time stays in the processor's cache and bounds the memory; a GPU wants more at once.
-        parts = sources.split(1 if self.device.type == "cpu" else 16)
-        weights = torch.cat([fuse(self.network, part, self._index(modalities)) for part in parts])
+        index = self._index(modalities)
+        weights = torch.empty_like(sources)
+        if self.device.type == "cpu":
+            # One image at a time stays in the processor's cache and bounds the memory.
+            def one(n):
+                weights[n : n + 1] = fuse(self.network, sources[n : n + 1], index)
+
+            spread(one, range(len(sources)))
+        else:
+            for part, target in zip(sources.split(GPU_BATCH), weights.split(GPU_BATCH), strict=True):
+                target[:] = fuse(self.network, part, index)
         return (weights * sources).sum(1), weights
 
     def fuse_volume(self, read, shape, modalities, store, step):

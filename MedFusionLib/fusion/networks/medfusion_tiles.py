@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..threads import spread
 from .medfusion_net import blend, pyramid, settle, shrink
 
 CUT = 3
@@ -34,24 +35,34 @@ def fuse_volume(network, read, shape, modalities, device, store, step=lambda don
     """
     tiles = _Tiles(read, shape, 2**network.levels, device)
     cores = list(tiles)
-    coarse = texture = None
-    for done, core in enumerate(cores):
-        step(done, 2 * len(cores))
+    coarse = torch.empty((1, len(modalities), *(n >> CUT for n in tiles.padded)), device=device)
+    texture = torch.empty_like(coarse)
+
+    def gather(core):
         window = tiles.around(core, CONTEXT)
         images = pyramid(tiles.read(window), CUT)
-        gathered = _gather(network, images)
-        if coarse is None:
-            coarse = torch.empty((1, len(modalities), *(n >> CUT for n in tiles.padded)), device=device)
-            texture = torch.empty_like(coarse)
         target, inside = _scaled(core, CUT), _scaled(_within(core, window), CUT)
-        coarse[target], texture[target] = images[CUT][inside], shrink(gathered[-1][2])[inside]
-    hidden = _coarse(network, coarse, texture, modalities)
-    for done, core in enumerate(cores):
-        step(len(cores) + done, 2 * len(cores))
-        fused, weights = _fine(network, tiles, core, hidden, modalities)
+        coarse[target] = images[CUT][inside]
+        texture[target] = shrink(_gather(network, images)[-1][2])[inside]
+
+    def finish(core):
+        fused, weights = _fine(network, tiles, core, hidden[0], modalities)
         keep = tuple(slice(0, min(part.stop, n) - part.start) for part, n in zip(core, shape, strict=True))
         target = tuple(slice(part.start, part.start + k.stop) for part, k in zip(core, keep, strict=True))
         store(target, fused[0][keep].cpu().numpy(), weights[0][(slice(None), *keep)].cpu().numpy())
+
+    total = 2 * len(cores)
+    each = spread if device.type == "cpu" else _one_by_one
+    each(gather, cores, lambda done: step(done, total))
+    hidden = []
+    each(lambda _: hidden.append(_coarse(network, coarse, texture, modalities)), [None], lambda done: None)
+    each(finish, cores, lambda done: step(len(cores) + done, total))
+
+
+def _one_by_one(work, items, step):
+    for done, item in enumerate(items):
+        step(done)
+        work(item)
 
 
 def _gather(network, images):
