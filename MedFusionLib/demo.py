@@ -121,7 +121,7 @@ def _write_scene(console, folder, request, result):
             logics.insert(0, view)
         nodes = [mrml.add_volume(volume) for volume in request.sources]
         mrml.show(mrml.add_result(result, nodes, request))
-        if not scene.WriteToMRB(str(folder / SCENE)):
+        if not scene.WriteToMRB(str((folder / SCENE).resolve())):
             raise MedFusionError(f"{SCENE} cannot be written: check the disk's space.")
     finally:
         # A logic that outlives its scene crashes in its destructor.

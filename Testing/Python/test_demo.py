@@ -84,14 +84,15 @@ def test_a_registration_off_the_truth_is_no_success(head, tmp_path):
     assert (tmp_path / "out" / "contact-sheet.png").is_file()
 
 
-def test_it_takes_the_user_s_own_files(head, tmp_path, capsys):
+def test_it_takes_the_user_s_own_files(head, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_volume(head.ct, tmp_path / "a.nii.gz")
     write_volume(head.pet, tmp_path / "b.nii.gz")
     arguments = ["--ct", tmp_path / "a.nii.gz", "--pet", tmp_path / "b.nii.gz", "--method", "average"]
     with pytest.raises(SystemExit) as ended:
-        main(["demo", *map(str, arguments), "-o", str(tmp_path / "out")])
+        main(["demo", *map(str, arguments), "-o", "out"])
     assert not ended.value.code
     assert "from the truth" not in capsys.readouterr().out
-    assert {"fused.nrrd", "color.nrrd", "PT-to-CT.h5", "contact-sheet.png"} <= {
+    assert {"fused.nrrd", "color.nrrd", "PT-to-CT.h5", "contact-sheet.png", "scene.mrb"} <= {
         file.name for file in (tmp_path / "out").iterdir()
     }
