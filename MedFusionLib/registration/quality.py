@@ -13,7 +13,7 @@ POINTS = 6000
 NEAR = 12.0
 """mm that a pose is moved by to see whether the similarity falls."""
 
-LEAST_SHARPNESS = 1.04
+LEAST_SHARPNESS = 1.08
 LEAST_GAIN = 0.004
 LEAST_OVERLAP = 0.25
 WORST_CONSISTENCY = 2.5
@@ -120,6 +120,8 @@ def _anatomy_points(image, count, seed):
 
 def _sharpness(target, matrix, after):
     """How many times as high the similarity is here as at the best place `NEAR` mm away along one of the motions."""
+    if after <= 1:
+        return 0.0
     nearby = []
     for axis in range(6):
         for sign in (-1, 1):
@@ -151,5 +153,7 @@ def _mirrored(target, matrix, after, check):
     """How much better (over 1) than this result its mirror image about the middle fits."""
     mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
     mirror[0, 3] = 2 * target.center[0]
+    if after <= 1:
+        return 0.0
     _, nmi, _ = climb(target, "rigid", matrix @ mirror, 2.0, 0.5, 12, check=check)
-    return (nmi - 1) / max(after - 1, 1e-6)
+    return (nmi - 1) / (after - 1)
