@@ -3,6 +3,7 @@
 python Testing/readme.py [all | methods]
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from MedFusionLib import methods
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PICTURE = ROOT / "Resources" / "Screenshots" / "demo.png"
+PICTURE = ROOT / "Resources" / "Screenshots" / "demo.jpg"
 SHRINK = 0.7
 
 
@@ -46,12 +47,12 @@ def demo():
     """What the demo prints. Writes its picture."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "MedFusionLib", "demo", "-o", "demo-output"]
-        environment = {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         sheet = Image.open(Path(folder) / "demo-output" / "contact-sheet.png").convert("RGB")
         small = sheet.resize((round(SHRINK * sheet.width), round(SHRINK * sheet.height)), Image.Resampling.LANCZOS)
-        small.quantize(256).save(PICTURE, optimize=True)
-    return f"```text\n{done.stdout.strip()}\n```"
+        small.save(PICTURE, quality=88)
+    return f"```text\n{done.stdout.rstrip()}\n```"
 
 
 if __name__ == "__main__":

@@ -33,5 +33,5 @@ def test_the_generated_parts_are_filled():
 
 def test_every_make_target_it_names_exists():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z][a-z-]+)", TEXT):
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
