@@ -84,6 +84,7 @@ def register(
         Path | None, typer.Option("--output", "-o", help="Resampled moving volume (.nii.gz ...).")
     ] = None,
     transform: Annotated[Path | None, typer.Option("--transform", "-t", help="ITK transform to write (.h5).")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to judge it by: edges and checkerboard.")] = None,
     model: Model = "rigid",
     initial: Annotated[str, typer.Option(help="Where to start: auto, identity, geometry or moments.")] = "auto",
     fixed_mask: Annotated[Path | None, typer.Option(help="Compare only where this volume is not 0.")] = None,
@@ -104,9 +105,9 @@ def register(
 
     python -m MedFusionLib register t1.nrrd t2.nrrd --model deformable --fixed-mask brain.nrrd -o t2_on_t1.nrrd
     """
-    if output is None and transform is None:
-        raise typer.BadParameter("nothing to write: give --output, --transform or both.")
-    _keep_apart([fixed, moving, *filter(None, (fixed_mask, moving_mask))], output, transform)
+    if not (output or transform or picture):
+        raise typer.BadParameter("nothing to write: give --output, --transform or --picture.")
+    _keep_apart([fixed, moving, *filter(None, (fixed_mask, moving_mask))], output, transform, picture)
     from .files import read_volume, require_writable, write_volume
 
     if output:
@@ -128,7 +129,11 @@ def register(
         write_volume(registration.resample(volumes[1]), output)
     if transform:
         registration.write(transform)
-    for file in filter(None, (output, transform)):
+    if picture:
+        from .registration import contact_sheet
+
+        contact_sheet(*volumes, registration, picture)
+    for file in filter(None, (output, transform, picture)):
         out.print(f"wrote {file}", soft_wrap=True)
 
 

@@ -77,9 +77,11 @@ def test_methods_lists_the_registry(call):
 
 def test_register_writes_the_moved_volume_and_the_transform(call, folder, tmp_path):
     arguments = ("register", folder / "ct.nii.gz", folder / "t1.nii.gz")
-    code, out, _ = call(*arguments, "-o", tmp_path / "t1.nrrd", "-t", tmp_path / "t.h5")
+    code, out, _ = call(
+        *arguments, "-o", tmp_path / "t1.nrrd", "-t", tmp_path / "t.h5", "--picture", tmp_path / "t.png"
+    )
     assert code == 0, out
-    assert files(tmp_path) == ["t.h5", "t1.nrrd"]
+    assert files(tmp_path) == ["t.h5", "t.png", "t1.nrrd"]
     assert read_volume(tmp_path / "t1.nrrd").same_grid(read_volume(folder / "ct.nii.gz"))
     # The transform maps a fixed point to the moving one, in LPS: ITK's way round.
     transform = sitk.ReadTransform(str(tmp_path / "t.h5"))
