@@ -168,13 +168,17 @@ def settle(sources, wanted, weights):
     far as it takes, so that sum(weights * sources) = wanted clipped to the sources' range at that voxel.
     """
     reached = (weights * sources).sum(1)
-    high, brightest = sources.max(1)
-    low, darkest = sources.min(1)
+    high, low = sources.amax(1), sources.amin(1)
     upward = wanted > reached
-    room = torch.where(upward, high - reached, reached - low)
-    share = ((wanted - reached).abs() / room.clamp_min(1e-6)).clamp_max(1).unsqueeze(1)
-    target = torch.where(upward, brightest, darkest).unsqueeze(1)
-    return (weights * (1 - share)).scatter_add(1, target, share)
+    goal = torch.where(upward, high, low)
+    share = ((wanted - reached) / (goal - reached + torch.where(upward, 1e-6, -1e-6))).clamp(0, 1).unsqueeze(1)
+    there = sources == goal.unsqueeze(1)
+    # Of sources that are equal the first one takes all.
+    taken = there[:, 0]
+    for n in range(1, sources.shape[1]):
+        there[:, n] &= ~taken
+        taken = taken | there[:, n]
+    return torch.lerp(weights, there.to(weights.dtype), share)
 
 
 def fuse(network, sources, modalities):

@@ -19,10 +19,10 @@ CUT = 3
 CONTEXT = 16
 """Voxels around a tile that its values depend on: a multiple of 2**CUT."""
 
-RIM = 8
-"""Voxels around a tile that the finest level needs: a multiple of 2**CUT."""
+RIM = 4
+"""Voxels around a tile that the finest level needs: a multiple of 4, for the bands."""
 
-CORES = {"cpu": (32, 96, 96), "mps": (64, 128, 128), "cuda": (128, 192, 192)}
+CORES = {"cpu": (32, 64, 96), "mps": (64, 128, 128), "cuda": (128, 192, 192)}
 """Voxels of a tile by kind of device: multiples of 2**levels."""
 
 
