@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -24,9 +25,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-try:
-    import MedFusionLib
-except ImportError:
+if find_spec("MedFusionLib") is None:
     # In developer mode Slicer knows this folder, not the one above it that holds the engine.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -147,6 +146,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._timer.connect("timeout()", self._onTimer)
         self.ui.progressBar.visible = False
         self.ui.messageLabel.visible = False
+        self.ui.scoresTable.verticalHeader().visible = False
+        self.ui.scoresTable.horizontalHeader().stretchLastSection = True
 
         self.ui.applyButton.connect("clicked()", self.onApplyButton)
         self.ui.installButton.connect("clicked()", self.onInstallButton)
@@ -601,19 +602,19 @@ class MedFusionTest(ScriptedLoadableModuleTest):
         try:
             parameters = widget._parameterNode
             parameters.first, parameters.second, parameters.registration = self.ct, self.mr, "deformable"
-            before = slicer.mrmlScene.GetNumberOfNodes()
+            before = self._count()
             widget.ui.applyButton.click()
             self._wait(lambda: widget.ui.progressBar.value > 0 or widget._run is None)
             widget.ui.applyButton.click()
             self._wait(lambda: widget._run is None)
-            self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), before)
+            self.assertEqual(self._count(), before)
             self.assertEqual(parameters.summary, "")
         finally:
             widget.cleanup()
 
     def test_bad_input(self):
         """What cannot be fused is refused with the volume's name, and the scene is as it was."""
-        before = slicer.mrmlScene.GetNumberOfNodes()
+        before = self._count()
         logic = MedFusionLogic()
         with self.assertRaisesRegex(VolumeError, "twice"):
             logic.run([self.ct, self.ct])
@@ -622,12 +623,16 @@ class MedFusionTest(ScriptedLoadableModuleTest):
         slicer.util.arrayFromVolume(self.mr)[:] = 7
         with self.assertRaisesRegex(VolumeError, "MRI.*constant"):
             logic.run([self.ct, self.mr], registration="none")
-        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), before)
+        self.assertEqual(self._count(), before)
 
     def _panel(self):
         widget = MedFusionWidget()
         widget.setup()
         return widget
+
+    def _count(self):
+        kinds = ("vtkMRMLVolumeNode", "vtkMRMLTransformNode")
+        return [slicer.mrmlScene.GetNumberOfNodesByClass(kind) for kind in kinds]
 
     def _wait(self, condition, seconds=120):
         end = time.time() + seconds
@@ -635,7 +640,7 @@ class MedFusionTest(ScriptedLoadableModuleTest):
         while not condition():
             self.assertLess(time.time(), end, "the run did not end in time")
             qt.QTimer.singleShot(50, loop.quit)
-            getattr(loop, "exec_", loop.exec)()
+            loop.exec_()
 
     def _head(self):
         """A CT, an MRI (6 mm to the right, 4 mm to the back) and a PET of a smooth head, made here."""
@@ -655,7 +660,9 @@ class MedFusionTest(ScriptedLoadableModuleTest):
         shift = np.array([6.0, -4.0, 0.0])
         arrays = {
             "CT": 1040 * head(0) - 1000 + 800 * blob((20, 25, 6), 9) + 500 * blob((-25, -20, -8), 12),
-            "MRI": 500 * head(shift) + 300 * blob(shift + (20, 25, 6), 9) - 200 * blob(shift + (-25, -20, -8), 12),
+            "MRI": 500 * head(shift)
+            + 300 * blob(shift + np.array((20, 25, 6)), 9)
+            - 200 * blob(shift + np.array((-25, -20, -8)), 12),
             "PET": 0.5 * head(0) + 8 * blob((20, 25, 6), 9),
         }
         affine = np.diag([*spacing, 1.0])

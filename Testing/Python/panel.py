@@ -1,0 +1,39 @@
+"""The real module in the harness."""
+
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = ROOT / "test-output"
+
+
+def load_module():
+    """Import MedFusion.py as Slicer's developer mode does: with its own folder on the path."""
+    sys.path[:0] = [path for path in (str(ROOT / "Testing"), str(ROOT / "MedFusion")) if path not in sys.path]
+    import Harness
+
+    Harness.start()
+    import MedFusion
+
+    return MedFusion
+
+
+def wait(condition, seconds=180):
+    """Let the event loop run until `condition()`."""
+    import qt
+
+    end = time.time() + seconds
+    loop = qt.QEventLoop()
+    while not condition():
+        assert time.time() < end, "it did not happen in time"
+        qt.QTimer.singleShot(20, loop.quit)
+        loop.exec_()
+
+
+def photograph(widget, name):
+    """Save a picture of a widget of the harness; its path."""
+    PICTURES.mkdir(exist_ok=True)
+    path = PICTURES / f"{name}.png"
+    widget._made.grab().save(str(path))
+    return path

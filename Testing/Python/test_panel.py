@@ -1,0 +1,225 @@
+"""The panel clicked through: the real module and engine on slicer-core's real scene, offscreen."""
+
+import os
+import subprocess
+import sys
+import unittest
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer_core", reason="slicer-core is not installed")
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+from panel import ROOT, load_module, photograph, wait
+from scene import affine, head
+
+pytestmark = pytest.mark.panel
+
+
+@pytest.fixture
+def module():
+    module = load_module()
+    import Harness
+
+    module.view = Harness.new_scene()
+    return module
+
+
+@pytest.fixture
+def panel(module):
+    widget = module.MedFusionWidget()
+    widget.setup()
+    widget.parent.show()
+    yield widget
+    widget.cleanup()
+
+
+@pytest.fixture
+def nodes(module):
+    from MedFusionLib import mrml
+
+    grid = affine((3, 3, 4), (-52, -58, -46), (0.1, -0.05, 0.2))
+    return [mrml.add_volume(head(kind, grid, name=kind)) for kind in ("CT", "MR", "PT")]
+
+
+def _choose(panel, nodes):
+    selectors = (panel.ui.firstSelector, panel.ui.secondSelector, panel.ui.thirdSelector)
+    for selector, node in zip(selectors, nodes, strict=False):
+        selector.setCurrentNode(node)
+
+
+def test_apply_registers_fuses_and_shows(module, panel, nodes):
+    import slicer
+
+    from MedFusionLib import mrml
+
+    assert not panel.ui.applyButton.enabled
+    assert "first and a second" in panel.ui.applyButton.toolTip
+    _choose(panel, nodes)
+    assert panel.ui.applyButton.enabled, panel.ui.reasonLabel.text
+    assert panel.ui.referenceCombo.itemText(0) == nodes[0].GetName()
+    panel.ui.lutCombo.currentIndex = panel.ui.lutCombo.findData("PET-Rainbow2")
+    panel.ui.thresholdCheck.checked = True
+    panel.ui.thresholdSpin.value = 4
+    photograph(panel.parent, "panel-chosen")
+    panel.ui.applyButton.click()
+    assert panel.ui.applyButton.text == "Cancel"
+    assert not panel.ui.inputsSection.enabled
+    wait(lambda: panel.ui.progressBar.value > 0 or panel._run is None)
+    photograph(panel.parent, "panel-running")
+    wait(lambda: panel._run is None)
+    assert panel.ui.applyButton.text == "Apply"
+    assert panel.ui.scoresTable.rowCount > 3
+    assert "CT + MR" in panel.ui.summaryLabel.text
+    photograph(panel.parent, "panel-done")
+
+    fused = slicer.mrmlScene.GetFirstNodeByName("CT+MR+PT medfusion")
+    assert fused is not None
+    array = slicer.util.arrayFromVolume(fused)
+    assert array.shape == (24, 40, 36)
+    assert 0 <= array.min() < array.max() <= 1
+    assert mrml.volume_from_node(fused).same_grid(mrml.volume_from_node(nodes[0]))
+    assert _colour_at(module.view, (20, 25, 6)), "the hot spot is not in colour"
+    assert not _colour_at(module.view, (-20, 25, 6)), "the other side is in colour"
+
+
+def _colour_at(view, ras):
+    """Whether the composited axial slice is coloured, not grey, at a RAS point."""
+    import slicer
+
+    node = view.GetSliceNode()
+    node.SetDimensions(200, 200, 1)
+    view.FitSliceToAll()
+    node.JumpSliceByCentering(*ras)
+    view.UpdateImageData()
+    view.GetBlend().Update()
+    image = view.GetBlend().GetOutput(0)
+    to_xy = np.linalg.inv(slicer.util.arrayFromVTKMatrix(node.GetXYToRAS()))
+    x, y = np.rint((to_xy @ (*ras, 1))[:2]).astype(int)
+    return np.ptp([image.GetScalarComponentAsDouble(x, y, 0, n) for n in range(3)]) > 20
+
+
+def test_cancel_half_way_leaves_the_scene(module, panel, nodes):
+    import slicer
+
+    _choose(panel, nodes)
+    panel._parameterNode.registration = "deformable"
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    panel.ui.applyButton.click()
+    wait(lambda: panel.ui.progressBar.value > 20 or panel._run is None)
+    assert panel._run is not None
+    folder = panel._run.job.folder
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None, 10)
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+    assert "Cancelled" in panel.ui.messageLabel.text
+    assert not folder.exists()
+    assert panel.ui.applyButton.enabled
+
+
+def test_closing_the_scene_ends_the_run(module, panel, nodes):
+    import slicer
+
+    _choose(panel, nodes)
+    panel.ui.applyButton.click()
+    wait(lambda: panel.ui.progressBar.value > 0 or panel._run is None)
+    folder = panel._run.job.folder
+    slicer.mrmlScene.Clear(0)
+    assert panel._run is None
+    assert not folder.exists()
+    assert not panel.ui.applyButton.enabled
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
+
+
+def test_an_input_removed_while_it_runs(module, panel, nodes):
+    import slicer
+
+    _choose(panel, nodes[:2])
+    panel.ui.applyButton.click()
+    slicer.mrmlScene.RemoveNode(nodes[1])
+    wait(lambda: panel._run is None)
+    assert "no longer in the scene" in panel.ui.messageLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda nodes: [nodes[0], None], "first and a second"),
+        (lambda nodes: [nodes[0], nodes[0]], "chosen twice"),
+        (lambda nodes: [nodes[0], _empty()], "has no voxels"),
+    ],
+)
+def test_apply_says_why_not(module, panel, nodes, spoil, reason):
+    _choose(panel, spoil(nodes))
+    assert not panel.ui.applyButton.enabled
+    assert reason in panel.ui.applyButton.toolTip
+    assert reason in panel.ui.reasonLabel.text
+
+
+def _empty():
+    import slicer
+
+    return slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(lambda a: np.full_like(a, 3), "constant"), (lambda a: np.where(a > 100, np.nan, a), "NaN")]
+)
+def test_bad_voxels_are_named_and_the_scene_unchanged(module, panel, nodes, spoil, said):
+    import slicer
+
+    array = slicer.util.arrayFromVolume(nodes[1])
+    array[:] = spoil(array.copy())
+    _choose(panel, nodes[:2])
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    assert said in panel.ui.messageLabel.text
+    assert nodes[1].GetName() in panel.ui.messageLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+
+
+def test_parameters_are_saved_with_the_scene(module, panel, nodes, tmp_path):
+    import slicer
+
+    _choose(panel, nodes)
+    panel.ui.methodCombo.currentIndex = panel.ui.methodCombo.findData("maximum")
+    panel.ui.opacitySlider.value = 0.25
+    file = str(tmp_path / "scene.mrml")
+    slicer.mrmlScene.SetURL(file)
+    assert slicer.mrmlScene.Commit()
+    slicer.mrmlScene.Clear(0)
+    assert panel._parameterNode.method == "medfusion"
+    slicer.mrmlScene.SetURL(file)
+    slicer.mrmlScene.Import()
+    parameters = module.MedFusionLogic().getParameterNode()
+    assert (parameters.method, parameters.opacity) == ("maximum", 0.25)
+
+
+def test_what_is_missing_is_offered_for_installation(module, panel, nodes, monkeypatch):
+    monkeypatch.setattr(module.install, "missing", lambda: ["monai>=1.5"])
+    _choose(panel, nodes)
+    panel.enter()
+    assert not panel.ui.applyButton.enabled
+    assert "monai>=1.5" in panel.ui.installLabel.text
+    assert panel.ui.installButtonSection.visible
+
+
+def test_the_panel_opens_without_torch():
+    code = (
+        "import sys; sys.path[:0] = ['Testing/Python']\n"
+        "from panel import load_module\n"
+        "widget = load_module().MedFusionWidget(); widget.setup()\n"
+        "print({'torch', 'monai', 'skimage'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert said.stdout.strip().endswith("set()"), said.stdout + said.stderr
+
+
+def test_slicers_self_test(module):
+    suite = unittest.TestLoader().loadTestsFromTestCase(module.MedFusionTest)
+    outcome = unittest.TextTestRunner().run(suite)
+    assert suite.countTestCases() >= 4
+    assert outcome.wasSuccessful(), outcome.failures + outcome.errors
