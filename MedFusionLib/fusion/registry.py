@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol
 
@@ -116,8 +116,16 @@ def _table():
 
 
 def methods():
-    """dict: name -> `Method`, in the order that people should read them."""
-    return {method.name: method for method in _table()}
+    """dict: name -> `Method`, in the order that people should read them; a user's own weights come last."""
+    from .weights import own
+
+    known = {method.name: method for method in _table()}
+    for name, label, file in own({name: method.weights for name, method in known.items() if method.weights}):
+        title = f"{known[name].title}, own weights {label!r}"
+        known[f"{name}-{label}"] = replace(
+            known[name], name=f"{name}-{label}", title=title, weights=str(file), licence="the user's"
+        )
+    return known
 
 
 def find(name):

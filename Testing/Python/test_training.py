@@ -1,0 +1,149 @@
+"""Training: resumes to the same weights, runs in two processes, cancels, and its weights find their way back."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from MedFusionLib.errors import Cancelled, FileError, MethodError, WeightsError
+from MedFusionLib.fusion import registry, weights
+from MedFusionLib.fusion.training import trainer
+
+SHORT = "from dataclasses import replace; r = trainer.RECIPES; r['sesf'] = replace(r['sesf'], steps=3, size=2)"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A small atlas: subject 7 is trained on, 28 held back."""
+    random = np.random.default_rng(0)
+    for subject in (7, 28):
+        for kind in ("CT", "MRI"):
+            folder = tmp_path / "atlas" / "CT-MRI" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            image = random.random((12, 12)).repeat(8, 0).repeat(8, 1)
+            Image.fromarray(np.uint8(255 * image)).save(folder / f"{subject}001.png")
+    return tmp_path / "atlas"
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setitem(trainer.RECIPES, "sesf", replace(trainer.RECIPES["sesf"], steps=3, size=2))
+
+
+def test_a_resumed_training_ends_where_an_unbroken_one_does(data, tmp_path):
+    whole = trainer.train("sesf", data, tmp_path / "whole", epochs=3, device="cpu")
+    trainer.train("sesf", data, tmp_path / "parts", epochs=1, device="cpu")
+    parts = trainer.train("sesf", data, tmp_path / "parts", epochs=3, device="cpu")
+    first, second = load_file(whole.weights), load_file(parts.weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert whole.loss == pytest.approx(parts.loss)
+    assert list(whole.scores) == ["CT-MRI"]
+    assert "CT-MRI: 28" in whole.card.read_text()
+    assert list((tmp_path / "whole" / "tensorboard").glob("events*"))
+
+
+def test_training_lowers_the_loss(data, tmp_path):
+    first = trainer.train("sesf", data, tmp_path, epochs=1, device="cpu")
+    assert trainer.train("sesf", data, tmp_path, epochs=8, device="cpu").loss < 0.8 * first.loss
+
+
+def test_cancelled_training_keeps_the_last_epoch(data, tmp_path):
+    asked = iter(range(100))
+    with pytest.raises(Cancelled):
+        trainer.train("sesf", data, tmp_path, epochs=3, device="cpu", cancelled=lambda: next(asked) == 4)
+    assert not (tmp_path / "sesf.safetensors").exists()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epochs"] == 1
+
+
+def test_wrong_requests_are_refused(data, tmp_path):
+    with pytest.raises(MethodError, match="siamese"):
+        trainer.train("average", data)
+    with pytest.raises(MethodError, match="0 epochs"):
+        trainer.train("sesf", data, tmp_path, epochs=0)
+    with pytest.raises(FileError, match="CT-MRI"):
+        trainer.train("sesf", tmp_path / "nowhere", tmp_path)
+
+
+def test_two_processes_train_one_network(data, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, torch, torch.distributed as dist\n"
+        "from MedFusionLib.fusion.training import trainer\n"
+        f"{SHORT}\n"
+        "result = trainer.train('sesf', sys.argv[1], sys.argv[2], epochs=2, device='cpu')\n"
+        "print('none' if result is None else 'wrote', flush=True)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = str(Path(__file__).resolve().parents[2])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(data), str(tmp_path / "out")]
+    running = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": root},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    answers = [one.communicate(timeout=200) for one in running]
+    assert [one.returncode for one in running] == [0, 0], answers
+    assert [said.strip().splitlines()[-1] for said, _ in answers] == ["wrote", "none"]
+    together = load_file(tmp_path / "out" / "sesf.safetensors")
+    alone = load_file(trainer.train("sesf", data, tmp_path / "alone", epochs=2, device="cpu").weights)
+    # The second process brought other examples, so its gradients must show.
+    assert any(not torch.equal(together[name], alone[name]) for name in alone)
+
+
+def test_own_weights_appear_after_their_checks(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDFUSION_WEIGHTS", str(tmp_path / "own"))
+    trainer.train("sesf", data, tmp_path / "own", epochs=1, device="cpu")
+    assert registry.find("sesf-own").licence == "the user's"
+    sources = torch.rand(1, 2, 24, 24)
+    with torch.inference_mode():
+        mine, _ = registry.load("sesf-own", torch.device("cpu"))(sources, ("CT", "MR"))
+    assert mine.shape == (1, 24, 24)
+    assert registry.weights_hash(registry.find("sesf-own")) != registry.weights_hash(registry.find("sesf"))
+
+
+@pytest.mark.parametrize("harm", ["bytes", "network", "name", "none"])
+def test_own_weights_that_fail_a_check_do_not_appear(harm, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MEDFUSION_WEIGHTS", str(tmp_path))
+    from MedFusionLib.fusion.networks.sesf_net import SESFNet
+
+    name = "other-own.safetensors" if harm == "name" else "sesf-mine.safetensors"
+    weights.save(name, SESFNet(8 if harm == "network" else 16), tmp_path)
+    if harm == "bytes":
+        file = tmp_path / name
+        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    if harm == "none":
+        (tmp_path / "checksums.json").unlink()
+    assert not any("mine" in known or "other" in known for known in registry.methods())
+    assert name in caplog.text
+
+
+def test_a_file_that_is_no_weights_is_refused(tmp_path):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"\xff" * 64)
+    with pytest.raises(WeightsError, match=r"not a \.safetensors"):
+        weights.shapes(file)
+
+
+def test_shipped_weights_have_their_recorded_checksums():
+    known = json.loads(weights.CHECKSUMS.read_text())
+    for method in registry.methods().values():
+        if method.weights:
+            assert known[method.weights] == registry.weights_hash(method)
+            assert weights.path(method.weights).stat().st_size < 5e6
