@@ -36,6 +36,8 @@ def method_table():
         "|---|---|---|---|---|---|",
     ]
     for method in methods().values():
+        if method.licence == "the user's":
+            continue
         ranks = ", ".join(f"{n}-D" for n in method.dimensions)
         count = f"2-{method.max_sources}" if method.max_sources > 2 else "2"
         convex = "yes" if method.convex else "no"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", [name for name, method in methods().items() if method.licence != "the user's"])
 def test_every_method_is_in_the_table(name):
     method = methods()[name]
     assert re.search(rf"^\| `{re.escape(name)}` \| {re.escape(method.title)} \|", TEXT, re.MULTILINE), (
