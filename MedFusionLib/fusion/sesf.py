@@ -59,8 +59,11 @@ class SESF:
     def activity(self, image):
         """(B, *spatial) of image (B, *spatial)."""
         slices = image if image.ndim == 3 else image.flatten(0, 1)
-        squares = torch.cat([_changes(self.network.encode(one[:, None])) for one in slices.split(1)])
-        squares = squares.view_as(image)[:, None]
+        height, width = slices.shape[1:]
+        # The reflecting convolutions need two rows and columns.
+        padded = F.pad(slices, (0, int(width < 2), 0, int(height < 2)), mode="replicate")
+        squares = torch.cat([_changes(self.network.encode(one[:, None])) for one in padded.split(1)])
+        squares = squares[:, :height, :width].reshape(image.shape)[:, None]
         frequency = _mean(squares, RADIUS)[:, 0].clamp_min(0).sqrt()
         plateau = (_mean(image[:, None], 1)[:, 0] - KNEE).clamp_min(0) / (1 - KNEE)
         return frequency + self.brightness * plateau
@@ -75,8 +78,14 @@ def _changes(features):
 
 def _mean(image, radius):
     """Mean over the (2 radius + 1)-wide window of (B, C, *spatial), inside the image only."""
-    pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
-    return pool(image, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+    rank = image.ndim - 2
+    pool = F.avg_pool2d if rank == 2 else F.avg_pool3d
+    # Padded by hand: avg_pool3d refuses volumes that are thinner than its window.
+    total, count = (
+        pool(F.pad(one, (radius, radius) * rank), 2 * radius + 1, stride=1)
+        for one in (image, torch.ones_like(image[:1, :1]))
+    )
+    return total / count
 
 
 def guided(guide, image, radius=RADIUS, eps=EPS):
@@ -93,7 +102,7 @@ def verify(decision, sources):
     limit = SMALL * chosen.shape[-1] * chosen.shape[-2]
     for n in range(len(values)):
         labels, count = ndimage.label(chosen == n)
-        if count < 2:
+        if count == 0:
             continue
         index = np.arange(1, count + 1)
         small = ndimage.sum_labels(np.ones_like(labels), labels, index) < limit
