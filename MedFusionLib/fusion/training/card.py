@@ -14,9 +14,10 @@ NOTES = {
         "like it dims the skull (bone_solid). Kept as the paper's method to compare with: prefer `medfusion`."
     ),
     "sesf": (
-        "Qabf of the public implementation: .62 on CT-MRI, .79 on PET-MRI; it keeps .53 of the skull solid. Here a brightness\n"
-        "term keeps the skull and costs Qabf (CT-MRI falls .033 short). Its knee and weight were chosen on some of the slices\n"
-        "held back, which flatters these figures a little. On SPECT-MRI SCD is no better than that of `average`."
+        "Qabf of the public implementation: .62 on CT-MRI, .79 on PET-MRI; it keeps .53 of the skull solid.\n"
+        "Here a brightness term keeps the skull and costs Qabf (CT-MRI falls .033 short).\n"
+        "Its knee and weight were chosen on some of the slices held back, which flatters these figures a little.\n"
+        "On SPECT-MRI SCD is no better than that of `average`."
     ),
 }
 """What else a reader of a method's card should know."""
