@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from ..networks.sesf_net import SESFNet
 from ..networks.siamese_net import PATCH, SiameseNet
+from ..networks.wavelet_cnn import WaveletNet
 from .medfusion_losses import structure
+from .wavelet_cnn import blend_loss, pair_batch
 
 
 @dataclass(frozen=True)
@@ -93,5 +95,9 @@ RECIPES = {
     "sesf": Recipe(
         SESFNet, sesf_batch, sesf_loss, epochs=10, steps=25, size=12, rate=1e-3, decay=0.8, every=2,
         summary="Autoencoder of 64x64 crops, mean squared error + 3 (1 - SSIM), without labels.",
+    ),
+    "wavelet_cnn": Recipe(
+        WaveletNet, pair_batch, blend_loss, epochs=6, steps=25, size=6, rate=3e-3, decay=0.6, every=2,
+        summary="Pairs of 96x96 crops, (1 - Qabf) + (1 - SCD/2)/2 + (1 - SSIM) + clipping, without labels.",
     ),
 }  # fmt: skip
