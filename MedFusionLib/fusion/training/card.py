@@ -9,6 +9,9 @@ from .atlas import HELD_BACK
 from .score import table
 
 NOTES = {
+    "wavelet_cnn": (
+        "One slice a group seen: skull solid, lesion kept, no halo; the SPECT hot spot is dimmer than in the source."
+    ),
     "siamese": (
         "Qabf of the public implementation: .59 on CT-MRI, .75 on PET-MRI. This one falls short of it on PET-MRI, and\n"
         "like it dims the skull (bone_solid). Kept as the paper's method to compare with: prefer `medfusion`."
