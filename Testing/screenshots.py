@@ -1,0 +1,48 @@
+"""Take the README's pictures of the panel: the demo's phantom chosen, and its result, in the harness.
+
+python Testing/screenshots.py
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "Resources" / "Screenshots"
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+sys.path[:0] = [str(ROOT / "Testing" / "Python"), str(ROOT)]
+
+from panel import load_module, wait  # noqa: E402
+
+
+def main():
+    module = load_module()
+    from MedFusionLib import mrml, phantom
+
+    made = phantom.make(seed=0)
+    nodes = [mrml.add_volume(volume) for volume in (made.ct, made.mr, made.pet)]
+    panel = module.MedFusionWidget()
+    panel.setup()
+    panel.parent._made.resize(440, 700)
+    panel.parent.show()
+    for selector, node in zip(
+        (panel.ui.firstSelector, panel.ui.secondSelector, panel.ui.thirdSelector), nodes, strict=True
+    ):
+        selector.setCurrentNode(node)
+    panel._parameterNode.lut = "PET-HotMetalBlue"
+    picture(panel, "panel-chosen")
+    panel.ui.applyButton.click()
+    wait(lambda: panel.ui.progressBar.value > 150 or panel._run is None)
+    picture(panel, "panel-running")
+    wait(lambda: panel._run is None, 600)
+    picture(panel, "panel-done")
+    panel.cleanup()
+
+
+def picture(panel, name):
+    panel.parent._made.grab().save(str(PICTURES / f"{name}.png"))
+
+
+if __name__ == "__main__":
+    main()
