@@ -1,7 +1,7 @@
 """Siamese CNN: Liu, Chen, Cheng, Peng, "A medical image fusion method based on convolutional neural networks",
 Information Fusion 2017 (doi:10.23919/ICIF.2017.8009769).
 
-1. The network judges 16x16 patches of the sources, every second pixel; each patch's weight is averaged over
+1. The network judges 16x16 patches of the sources, every fourth pixel; each patch's weight is averaged over
    its pixels into a weight map W (section III.B).
 2. Sources go into Laplacian pyramids L, W into a Gaussian pyramid G (III.C).
 3. Per level, local energies E_s = sum of L_s^2 over 3x3 and the match M = 2 sum(L_1 L_2) / (E_1 + E_2) choose:
@@ -9,10 +9,11 @@ Information Fusion 2017 (doi:10.23919/ICIF.2017.8009769).
 4. The pyramid is collapsed.
 
 Departures. The order of the sources does not matter: the network's answers for both orders are averaged, which
-also extends it to three sources (a softmax of scores; M is the least match of all pairs). A bilateral filter
-smooths W along its own steps. The result is clipped to the range of the sources at each voxel, which removes
-the halo that chosen coarse bands leave in the air around the head. Volumes: W slice by slice along the first
-axis, then pyramids and rule in 3-D.
+also extends it to three sources (a softmax of sums over pairs; M is the least match of all pairs). A bilateral
+filter smooths W along its own steps. Pyramids stop at `LEVELS`, not at one pixel: deeper ones trade the brightness
+of whole regions. The result is clipped to the range of the sources at each voxel, which removes the halo that chosen
+coarse bands leave in the air around the head. Volumes: W slice by slice along the first axis, then pyramids and rule
+in 3-D.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from .networks.siamese_net import PATCH, SiameseNet, spread
 
 MATCH = 0.6
 """Above this similarity of two bands they are averaged, below the stronger is taken."""
+
+
+LEVELS = 5
+"""Of the pyramids, at the most: measured best on training subjects."""
 
 
 class Siamese:
@@ -49,8 +54,7 @@ class Siamese:
         """(B, S, H, W) of sources (B, S, H, W), sums to 1 over S."""
         size = sources.shape[2:]
         padded = F.pad(sources, (0, max(0, PATCH - size[1]), 0, max(0, PATCH - size[0])), mode="replicate")
-        scores = torch.cat([self.network.score(image) for image in padded.split(1, 1)], 1)
-        shares = bilateral(spread(scores.softmax(1), padded.shape[2:]))
+        shares = bilateral(spread(self.network.share(padded), padded.shape[2:]))
         return shares[..., : size[0], : size[1]] / shares[..., : size[0], : size[1]].sum(1, keepdim=True)
 
 
@@ -70,7 +74,7 @@ def bilateral(maps, radius=2, reach=2.0, step=0.25):
 
 def pyramid_rule(sources, shares, match=MATCH):
     """Fuse (B, S, *spatial) into (B, *spatial) by Laplacian bands, steered by shares of the same shape."""
-    levels = max(1, int(math.log2(min(sources.shape[-2:]))) - 1)
+    levels = min(LEVELS, max(1, int(math.log2(min(sources.shape[-2:]))) - 1))
     bands = []
     for level in range(levels + 1):
         if level == levels:

@@ -384,8 +384,8 @@ except Exception as error:
 
 @linux
 def test_a_memory_limit_ends_in_an_error_of_the_device():
-    sources = (volume("CT", 1, (64, 256, 256)), volume("MR", 2, (64, 256, 256)))
-    limit = 400 * 2**20
+    sources = (volume("CT", 1, (96, 256, 256)), volume("MR", 2, (96, 256, 256)))
+    limit = 300 * 2**20
     with worker.start(quick(sources=sources), memory_limit=limit) as job, pytest.raises(DeviceError, match="memory"):
         job.result()
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..networks.boltzmann_net import BoltzmannNet
 from ..networks.sesf_net import SESFNet
 from ..networks.siamese_net import PATCH, SiameseNet
 from ..networks.wavelet_cnn import WaveletNet
+from .boltzmann import block_batch, block_loss, pretrain
 from .medfusion_losses import structure
 from .wavelet_cnn import blend_loss, pair_batch
 
@@ -21,6 +23,7 @@ class Recipe:
 
     epochs, steps: epochs, and optimiser steps an epoch. size: examples a step. rate: Adam's learning rate,
     times `decay` every `every` epochs. summary: one sentence for the model card.
+    pretrain(network, pairs, seed) (optional): fills the network before the first step.
     """
 
     network: Callable
@@ -33,6 +36,7 @@ class Recipe:
     decay: float
     every: int
     summary: str
+    pretrain: Callable | None = None
 
 
 def _crops(pairs, generator, count, width, busy):
@@ -89,15 +93,20 @@ def sesf_loss(network, images):
 
 RECIPES = {
     "siamese": Recipe(
-        SiameseNet, siamese_batch, siamese_loss, epochs=8, steps=25, size=48, rate=5e-4, decay=0.7, every=2,
+        SiameseNet, siamese_batch, siamese_loss, epochs=10, steps=40, size=64, rate=1e-3, decay=0.7, every=2,
         summary="Clear 16x16 patches against Gaussian-blurred ones (sigma 0.8 to 2.5), cross-entropy.",
     ),
     "sesf": Recipe(
-        SESFNet, sesf_batch, sesf_loss, epochs=10, steps=25, size=12, rate=1e-3, decay=0.8, every=2,
+        SESFNet, sesf_batch, sesf_loss, epochs=10, steps=100, size=12, rate=1e-4, decay=0.8, every=2,
         summary="Autoencoder of 64x64 crops, mean squared error + 3 (1 - SSIM), without labels.",
     ),
     "wavelet_cnn": Recipe(
         WaveletNet, pair_batch, blend_loss, epochs=6, steps=25, size=6, rate=3e-3, decay=0.6, every=2,
         summary="Pairs of 96x96 crops, (1 - Qabf) + (1 - SCD/2)/2 + (1 - SSIM) + clipping, without labels.",
+    ),
+    "boltzmann": Recipe(
+        BoltzmannNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
+        summary="Contrastive divergence (CD-1) of each layer, then clear 8x8 blocks against blurred or dimmed ones.",
+        pretrain=pretrain,
     ),
 }  # fmt: skip
