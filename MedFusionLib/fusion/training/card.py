@@ -10,8 +10,9 @@ from .score import table
 
 NOTES = {
     "boltzmann": (
-        "Below the targets of `medfusion`: head-SSIM, and on PET- and SPECT-MRI SCD. Where the CT's brain is displayed\n"
-        "bright it hides the MRI's sulci. Of the paper's three networks only the deep Boltzmann machine is here."
+        "Below the targets of `medfusion`: head-SSIM, Nabf, and on PET- and SPECT-MRI SCD. On CT-MRI hardly better\n"
+        "than `maximum`: where the CT's brain is displayed bright it hides the MRI's sulci. Of the paper's three networks\n"
+        "only the deep Boltzmann machine is here."
     ),
     "wavelet_cnn": (
         "One slice a group seen: skull solid, lesion kept, no halo; the SPECT hot spot is dimmer than in the source."

@@ -115,6 +115,8 @@ def _fit(recipe, network, seen, runs, epochs, seed, device, resume, progress, ca
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
             start, last = state["epochs"], state["loss"]
+    if start == 0 and recipe.pretrain:
+        recipe.pretrain(network, seen, seed)
     step = _Step(network, recipe.loss)
     if processes > 1:
         step = DistributedDataParallel(step)
