@@ -11,7 +11,7 @@ from .score import table
 NOTES = {
     "boltzmann": (
         "Below the targets of `medfusion`: head-SSIM, Nabf, and on PET- and SPECT-MRI SCD. On CT-MRI hardly better\n"
-        "than `maximum`: where the CT's brain is displayed bright it hides the MRI's sulci. Of the paper's three networks\n"
+        "than `maximum`: where the CT's brain is displayed bright it hides the MRI's sulci. Of its paper's networks\n"
         "only the deep Boltzmann machine is here."
     ),
     "wavelet_cnn": (
