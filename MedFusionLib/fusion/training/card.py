@@ -23,7 +23,7 @@ NOTES = {
     ),
     "sesf": (
         "Qabf of the public implementation: .62 on CT-MRI, .79 on PET-MRI; it keeps .53 of the skull solid.\n"
-        "Here a brightness term keeps the skull and costs Qabf (CT-MRI falls .033 short).\n"
+        "Here a brightness term keeps the skull and costs Qabf (CT-MRI falls .032 short).\n"
         "Its knee and weight were chosen on some of the slices held back, which flatters these figures a little.\n"
         "On SPECT-MRI SCD is no better than that of `average`."
     ),
