@@ -36,7 +36,7 @@ def data(tmp_path):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setitem(trainer.RECIPES, "sesf", replace(trainer.RECIPES["sesf"], steps=3, size=2))
+    monkeypatch.setitem(trainer.RECIPES, "sesf", replace(trainer.RECIPES["sesf"], steps=3, size=2, rate=1e-3))
 
 
 def test_a_resumed_training_ends_where_an_unbroken_one_does(data, tmp_path):
