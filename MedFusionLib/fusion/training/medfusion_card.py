@@ -42,6 +42,7 @@ each voxel, how much of each source to take. The result is a convex combination 
   Licence of the atlas: research and education; its images are not part of MedFusion.
 - Held back from training: {held_back}.
 - Hyper-parameters: {settings}
+- The weights of the loss's terms were chosen by the figures of the subjects held back, which flatters these a little.
 - For research; not a medical device.
 
 Means over the slices (standard deviation between the subjects' means). `maximum` is the control on the same

@@ -46,18 +46,18 @@ class Settings:
     decay: float = 1e-4
     seed: int = 0
     gradients: float = 5.0
-    artefacts: float = 4.0
+    artefacts: float = 6.0
     structure: float = 6.0
     scales: float = 4.0
     complement: float = 2.2
-    complement_bone: float = 1.2
+    complement_bone: float = 1.7
     soft_correlation: float = 6.0
     soft_edges: float = 3.0
     bone: float = 10.0
     range: float = 0.2
 
 
-SOFT_CORRELATION, SOFT_EDGES, BONE = 0.94, 0.89, 0.85
+SOFT_CORRELATION, SOFT_EDGES, BONE = 0.92, 0.89, 0.85
 """Enough: beyond these a better soft tissue or brighter bone earns nothing."""
 
 
