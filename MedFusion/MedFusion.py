@@ -109,12 +109,12 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     """The panel. It reads and writes the parameter node and leaves the work to its logic."""
 
     def __init__(self, parent=None):
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
         self.logic = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._run = None
+        # Last, and it starts the mixin too: without a parent Slicer calls setup() from in there.
+        ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
@@ -626,7 +626,10 @@ class MedFusionTest(ScriptedLoadableModuleTest):
         self.assertEqual(self._count(), before)
 
     def _panel(self):
-        widget = MedFusionWidget()
+        parent = slicer.qMRMLWidget()
+        parent.setLayout(qt.QVBoxLayout())
+        parent.setMRMLScene(slicer.mrmlScene)
+        widget = MedFusionWidget(parent)
         widget.setup()
         return widget
 

@@ -13,7 +13,7 @@ PICTURES = ROOT / "Resources" / "Screenshots"
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 sys.path[:0] = [str(ROOT / "Testing" / "Python"), str(ROOT)]
 
-from panel import load_module, wait  # noqa: E402
+from panel import load_module, open_panel, wait  # noqa: E402
 
 
 def main():
@@ -22,8 +22,7 @@ def main():
 
     made = phantom.make(seed=0)
     nodes = [mrml.add_volume(volume) for volume in (made.ct, made.mr, made.pet)]
-    panel = module.MedFusionWidget()
-    panel.setup()
+    panel = open_panel(module)
     panel.parent._made.resize(440, 700)
     panel.parent.show()
     for selector, node in zip(

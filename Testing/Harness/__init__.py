@@ -5,6 +5,6 @@ It agrees with PythonQt or is stricter, never kinder: `Testing/Python/test_harne
 genuine Slicer.
 """
 
-from .application import new_scene, start
+from .application import load, new_scene, start
 
-__all__ = ["new_scene", "start"]
+__all__ = ["load", "new_scene", "start"]

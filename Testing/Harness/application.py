@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
 import types
+from pathlib import Path
 
 import slicer
 import slicer.util as util
@@ -65,6 +67,25 @@ def start():
 
     _offer("ScriptedLoadableModule", vars(scripted_module))
     new_scene()
+
+
+def load(path):
+    """Load a scripted module's file as Slicer's module factory does in developer mode; the Python module.
+
+    Its folder goes on `sys.path`, its module object describes itself, and `slicer.modules` knows it.
+    """
+    from .scripted_module import ModuleParent
+
+    path = Path(path)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    loaded = importlib.import_module(path.stem)
+    parent = ModuleParent(path)
+    parent.self = getattr(loaded, path.stem)(parent)
+    if not hasattr(slicer, "modules"):
+        slicer.modules = types.SimpleNamespace()
+    setattr(slicer.modules, path.stem.lower(), parent)
+    return loaded
 
 
 def new_scene():

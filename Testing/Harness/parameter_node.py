@@ -173,9 +173,6 @@ class _Methods:
     def RemoveObserver(self, tag):
         return self.parameterNode.RemoveObserver(tag)
 
-    def HasObserver(self, *args):
-        return self.parameterNode.HasObserver(*args)
-
     def connectGui(self, widget):
         """Connect the children of a widget that say their parameter by a property `SlicerParameterName`."""
         found = {}

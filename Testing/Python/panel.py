@@ -10,13 +10,25 @@ PICTURES = ROOT / "test-output"
 
 def load_module():
     """Import MedFusion.py as Slicer's developer mode does: with its own folder on the path."""
-    sys.path[:0] = [path for path in (str(ROOT / "Testing"), str(ROOT / "MedFusion")) if path not in sys.path]
+    if str(ROOT / "Testing") not in sys.path:
+        sys.path.insert(0, str(ROOT / "Testing"))
     import Harness
 
     Harness.start()
-    import MedFusion
+    return Harness.load(ROOT / "MedFusion" / "MedFusion.py")
 
-    return MedFusion
+
+def open_panel(module):
+    """The module's panel, made as Slicer's module panel makes it: in a parent of its own."""
+    import qt
+    import slicer
+
+    parent = slicer.qMRMLWidget()
+    parent.setLayout(qt.QVBoxLayout())
+    parent.setMRMLScene(slicer.mrmlScene)
+    widget = module.MedFusionWidget(parent)
+    widget.setup()
+    return widget
 
 
 def wait(condition, seconds=180):

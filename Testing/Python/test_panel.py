@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("slicer_core", reason="slicer-core is not installed")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-from panel import ROOT, load_module, photograph, wait
+from panel import ROOT, load_module, open_panel, photograph, wait
 from scene import affine, head
 
 pytestmark = pytest.mark.panel
@@ -28,8 +28,7 @@ def module():
 
 @pytest.fixture
 def panel(module):
-    widget = module.MedFusionWidget()
-    widget.setup()
+    widget = open_panel(module)
     widget.parent.show()
     yield widget
     widget.cleanup()
@@ -158,6 +157,22 @@ def test_apply_says_why_not(module, panel, nodes, spoil, reason):
     assert reason in panel.ui.reasonLabel.text
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("vtkMRMLLabelMapVolumeNode", (4, 5, 6)), ("vtkMRMLVectorVolumeNode", (4, 5, 6, 3))]
+)
+def test_labels_and_colours_are_no_scans(panel, nodes, kind, shape):
+    """The selectors do not offer them; a script that sets them is told why Apply cannot go."""
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass(kind, "other")
+    slicer.util.updateVolumeFromArray(node, np.zeros(shape, np.uint8))
+    _choose(panel, [nodes[0], node])
+    assert panel.ui.secondSelector.currentNode() is None
+    panel._parameterNode.second = node
+    assert "“other” is not a scalar volume" in panel.ui.reasonLabel.text
+    assert not panel.ui.applyButton.enabled
+
+
 def _empty():
     import slicer
 
@@ -207,11 +222,36 @@ def test_what_is_missing_is_offered_for_installation(module, panel, nodes, monke
     assert panel.ui.installButtonSection.visible
 
 
+def test_a_panel_without_a_parent_sets_itself_up(module, nodes):
+    import slicer
+
+    panel = module.MedFusionWidget()
+    try:
+        _choose(panel, nodes[:2])
+        assert panel.ui.applyButton.enabled, panel.ui.reasonLabel.text
+        assert panel.ui.methodCombo.count == len(module.methods())  # set up once, not twice
+        slicer.mrmlScene.Clear(0)
+        assert not panel.ui.applyButton.enabled
+    finally:
+        panel.cleanup()
+    assert not panel.Observations
+
+
+def test_the_module_describes_itself(module):
+    import slicer
+
+    about = slicer.modules.medfusion
+    assert about.title == "MedFusion"
+    assert "not a medical device" in about.helpText
+    assert about.categories == ["Registration"]
+    assert about.icon is not None
+
+
 def test_the_panel_opens_without_torch():
     code = (
         "import sys; sys.path[:0] = ['Testing/Python']\n"
-        "from panel import load_module\n"
-        "widget = load_module().MedFusionWidget(); widget.setup()\n"
+        "from panel import load_module, open_panel\n"
+        "widget = open_panel(load_module())\n"
         "print({'torch', 'monai', 'skimage'} & set(sys.modules))"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
