@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import WeightsError
@@ -38,6 +39,12 @@ def checksum(file):
         return json.loads((file.parent / CHECKSUMS.name).read_text()).get(file.name)
     except (OSError, ValueError):
         return None
+
+
+@lru_cache
+def _digest(file, size, modified):
+    # The panel asks for the methods at every change of a parameter: a file is read again only when it changed.
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def shapes(file):
@@ -74,7 +81,8 @@ def own(shipped):
         try:
             if method not in shipped:
                 raise WeightsError(f"{file.name} is for no method with weights: name it <method>-<label>.safetensors.")
-            if hashlib.sha256(file.read_bytes()).hexdigest() != checksum(file):
+            state = file.stat()
+            if _digest(file, state.st_size, state.st_mtime_ns) != checksum(file):
                 raise WeightsError(f"{file.name} has not the checksum in {CHECKSUMS.name} beside it: train it again.")
             if shapes(file) != shapes(path(shipped[method])):
                 raise WeightsError(f"{file.name} does not fit the network of {method}: train it with this version.")
