@@ -138,9 +138,7 @@ class Registration:
         step = len(out) if self.displacement is None else max(1, SLAB // (out.shape[1] * out.shape[2]))
         for start in range(0, len(out), step):
             slab = out[start : start + step]
-            affine = self.fixed.affine.copy()
-            affine[:3, 3] += start * affine[:3, 2]
-            origin, spacing, direction = _itk_geometry(affine)
+            origin, spacing, direction = _itk_geometry(self.fixed.affine, start)
             resampler.SetOutputOrigin(origin)
             resampler.SetOutputSpacing(spacing)
             resampler.SetOutputDirection(direction)
@@ -185,18 +183,17 @@ class Registration:
             return transform
         vectors = self.displacement.array[start:stop] * np.array([-1.0, -1.0, 1.0])
         field = sitk.GetImageFromArray(vectors, isVector=True)
-        affine = self.fixed.affine.copy()
-        affine[:3, 3] += start * affine[:3, 2]
-        origin, spacing, direction = _itk_geometry(affine)
+        origin, spacing, direction = _itk_geometry(self.fixed.affine, start)
         field.SetOrigin(origin)
         field.SetSpacing(spacing)
         field.SetDirection(direction)
         return sitk.DisplacementFieldTransform(field)
 
 
-def _itk_geometry(affine):
-    """(origin, spacing, direction cosines), LPS, of a voxel index -> RAS mm matrix."""
+def _itk_geometry(affine, start=0):
+    """(origin, spacing, direction cosines), LPS, of a voxel index -> RAS mm matrix, from slice `start` on."""
     lps = LPS @ affine
+    lps[:3, 3] += start * lps[:3, 2]
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return lps[:3, 3].tolist(), spacing.tolist(), (lps[:3, :3] / spacing).ravel().tolist()
 
