@@ -13,7 +13,7 @@ PICTURES = ROOT / "Resources" / "Screenshots"
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 sys.path[:0] = [str(ROOT / "Testing" / "Python"), str(ROOT)]
 
-from panel import load_module, open_panel, wait  # noqa: E402
+from panel import choose, load_module, open_panel, photograph, wait  # noqa: E402
 
 
 def main():
@@ -25,22 +25,15 @@ def main():
     panel = open_panel(module)
     panel.parent._made.resize(440, 700)
     panel.parent.show()
-    for selector, node in zip(
-        (panel.ui.firstSelector, panel.ui.secondSelector, panel.ui.thirdSelector), nodes, strict=True
-    ):
-        selector.setCurrentNode(node)
+    choose(panel, nodes)
     panel._parameterNode.lut = "PET-HotMetalBlue"
-    picture(panel, "panel-chosen")
+    photograph(panel.parent, "panel-chosen", PICTURES)
     panel.ui.applyButton.click()
     wait(lambda: panel.ui.progressBar.value > 150 or panel._run is None)
-    picture(panel, "panel-running")
+    photograph(panel.parent, "panel-running", PICTURES)
     wait(lambda: panel._run is None, 600)
-    picture(panel, "panel-done")
+    photograph(panel.parent, "panel-done", PICTURES)
     panel.cleanup()
-
-
-def picture(panel, name):
-    panel.parent._made.grab().save(str(PICTURES / f"{name}.png"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 sys.path[:0] = [str(ROOT / "Testing" / "Python"), str(ROOT)]
 
-from panel import load_module, open_panel, wait  # noqa: E402
+from panel import choose, load_module, open_panel, wait  # noqa: E402
 
 
 def main():
@@ -28,10 +28,7 @@ def main():
     began = time.perf_counter()
     panel = open_panel(module)
     print(f"panel opened in {1000 * (time.perf_counter() - began):.0f} ms; torch loaded: {'torch' in sys.modules}")
-    for selector, node in zip(
-        (panel.ui.firstSelector, panel.ui.secondSelector, panel.ui.thirdSelector), nodes, strict=True
-    ):
-        selector.setCurrentNode(node)
+    choose(panel, nodes)
     beats = []
     timer = qt.QTimer()
     timer.interval = 10

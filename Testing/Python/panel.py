@@ -31,6 +31,13 @@ def open_panel(module):
     return widget
 
 
+def choose(panel, nodes):
+    """Choose scans in the panel's selectors, first to third."""
+    selectors = (panel.ui.firstSelector, panel.ui.secondSelector, panel.ui.thirdSelector)
+    for selector, node in zip(selectors, nodes, strict=False):
+        selector.setCurrentNode(node)
+
+
 def wait(condition, seconds=180):
     """Let the event loop run until `condition()`."""
     import qt
@@ -43,9 +50,9 @@ def wait(condition, seconds=180):
         loop.exec_()
 
 
-def photograph(widget, name):
+def photograph(widget, name, folder=PICTURES):
     """Save a picture of a widget of the harness; its path."""
-    PICTURES.mkdir(exist_ok=True)
-    path = PICTURES / f"{name}.png"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.png"
     widget._made.grab().save(str(path))
     return path

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("slicer_core", reason="slicer-core is not installed")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-from panel import ROOT, load_module, open_panel, photograph, wait
+from panel import ROOT, choose, load_module, open_panel, photograph, wait
 from scene import affine, head
 
 pytestmark = pytest.mark.panel
@@ -42,12 +42,6 @@ def nodes(module):
     return [mrml.add_volume(head(kind, grid, name=kind)) for kind in ("CT", "MR", "PT")]
 
 
-def _choose(panel, nodes):
-    selectors = (panel.ui.firstSelector, panel.ui.secondSelector, panel.ui.thirdSelector)
-    for selector, node in zip(selectors, nodes, strict=False):
-        selector.setCurrentNode(node)
-
-
 def test_apply_registers_fuses_and_shows(module, panel, nodes):
     import slicer
 
@@ -55,7 +49,7 @@ def test_apply_registers_fuses_and_shows(module, panel, nodes):
 
     assert not panel.ui.applyButton.enabled
     assert "first and a second" in panel.ui.applyButton.toolTip
-    _choose(panel, nodes)
+    choose(panel, nodes)
     assert panel.ui.applyButton.enabled, panel.ui.reasonLabel.text
     assert panel.ui.referenceCombo.itemText(0) == nodes[0].GetName()
     panel.ui.lutCombo.currentIndex = panel.ui.lutCombo.findData("PET-Rainbow2")
@@ -102,7 +96,7 @@ def _colour_at(view, ras):
 def test_cancel_half_way_leaves_the_scene(module, panel, nodes):
     import slicer
 
-    _choose(panel, nodes)
+    choose(panel, nodes)
     panel._parameterNode.registration = "deformable"
     before = slicer.mrmlScene.GetNumberOfNodes()
     panel.ui.applyButton.click()
@@ -120,7 +114,7 @@ def test_cancel_half_way_leaves_the_scene(module, panel, nodes):
 def test_closing_the_scene_ends_the_run(module, panel, nodes):
     import slicer
 
-    _choose(panel, nodes)
+    choose(panel, nodes)
     panel.ui.applyButton.click()
     wait(lambda: panel.ui.progressBar.value > 0 or panel._run is None)
     folder = panel._run.job.folder
@@ -134,7 +128,7 @@ def test_closing_the_scene_ends_the_run(module, panel, nodes):
 def test_an_input_removed_while_it_runs(module, panel, nodes):
     import slicer
 
-    _choose(panel, nodes[:2])
+    choose(panel, nodes[:2])
     panel.ui.applyButton.click()
     slicer.mrmlScene.RemoveNode(nodes[1])
     wait(lambda: panel._run is None)
@@ -151,7 +145,7 @@ def test_an_input_removed_while_it_runs(module, panel, nodes):
     ],
 )
 def test_apply_says_why_not(module, panel, nodes, spoil, reason):
-    _choose(panel, spoil(nodes))
+    choose(panel, spoil(nodes))
     assert not panel.ui.applyButton.enabled
     assert reason in panel.ui.applyButton.toolTip
     assert reason in panel.ui.reasonLabel.text
@@ -166,7 +160,7 @@ def test_labels_and_colours_are_no_scans(panel, nodes, kind, shape):
 
     node = slicer.mrmlScene.AddNewNodeByClass(kind, "other")
     slicer.util.updateVolumeFromArray(node, np.zeros(shape, np.uint8))
-    _choose(panel, [nodes[0], node])
+    choose(panel, [nodes[0], node])
     assert panel.ui.secondSelector.currentNode() is None
     panel._parameterNode.second = node
     assert "“other” is not a scalar volume" in panel.ui.reasonLabel.text
@@ -187,7 +181,7 @@ def test_bad_voxels_are_named_and_the_scene_unchanged(module, panel, nodes, spoi
 
     array = slicer.util.arrayFromVolume(nodes[1])
     array[:] = spoil(array.copy())
-    _choose(panel, nodes[:2])
+    choose(panel, nodes[:2])
     before = slicer.mrmlScene.GetNumberOfNodes()
     panel.ui.applyButton.click()
     wait(lambda: panel._run is None)
@@ -199,7 +193,7 @@ def test_bad_voxels_are_named_and_the_scene_unchanged(module, panel, nodes, spoi
 def test_parameters_are_saved_with_the_scene(module, panel, nodes, tmp_path):
     import slicer
 
-    _choose(panel, nodes)
+    choose(panel, nodes)
     panel.ui.methodCombo.currentIndex = panel.ui.methodCombo.findData("maximum")
     panel.ui.opacitySlider.value = 0.25
     file = str(tmp_path / "scene.mrml")
@@ -215,7 +209,7 @@ def test_parameters_are_saved_with_the_scene(module, panel, nodes, tmp_path):
 
 def test_what_is_missing_is_offered_for_installation(module, panel, nodes, monkeypatch):
     monkeypatch.setattr(module.install, "missing", lambda: ["monai>=1.5"])
-    _choose(panel, nodes)
+    choose(panel, nodes)
     panel.enter()
     assert not panel.ui.applyButton.enabled
     assert "monai>=1.5" in panel.ui.installLabel.text
@@ -227,7 +221,7 @@ def test_a_panel_without_a_parent_sets_itself_up(module, nodes):
 
     panel = module.MedFusionWidget()
     try:
-        _choose(panel, nodes[:2])
+        choose(panel, nodes[:2])
         assert panel.ui.applyButton.enabled, panel.ui.reasonLabel.text
         assert panel.ui.methodCombo.count == len(module.methods())  # set up once, not twice
         slicer.mrmlScene.Clear(0)
