@@ -1,67 +1,20 @@
-"""Deep Boltzmann machine over image blocks: Li, Zhao, Lv, Li, "Medical image fusion method by deep learning",
-International Journal of Cognitive Computing in Engineering 2021; the machine itself: Salakhutdinov and Hinton,
-"Deep Boltzmann machines", AISTATS 2009.
+"""Deep Boltzmann machine over image blocks (`blocks` tells how they fuse): Li, Zhao, Lv, Li, "Medical image fusion
+method by deep learning", International Journal of Cognitive Computing in Engineering 2021; the machine itself:
+Salakhutdinov and Hinton, "Deep Boltzmann machines", AISTATS 2009.
 
-1. The sources are cut into overlapping 8x8 blocks; a block's pixels are the visible units, all blocks of a slice
-   go as one batch.
-2. Two layers of hidden units, pre-trained one after the other as restricted Boltzmann machines by contrastive
-   divergence, the lower one with its input, the upper one with its output doubled.
-3. Mean-field updates settle the hidden layers, unrolled and fine-tuned with a logistic output: which
-   of two blocks carries the information, the clear one or the blurred or dimmed one.
-4. The softmax of the sources' scores is a block's share; a pixel's is the mean over the blocks that cover it; the
-   fused pixel is the weighted mean.
-
-Departures. Visible units are Gaussian and hold the block's contrast, with one unit more for its mean. The scores,
-not the hidden units, enter a softmax, which extends the logistic output to three sources. The inside of the skull
-and of a hot spot is flat, so a judge of sharpness dims it: brightness over a knee counts as content and takes the
-pixel's share (`BRIGHTNESS`; 0 leaves it out). Both were chosen on
-subjects trained on. Volumes: slice by slice along the first axis.
+Two layers of hidden units, pre-trained one after the other as restricted Boltzmann machines by contrastive
+divergence, the lower one with its input, the upper one with its output doubled. Mean-field updates
+h1 = sigma(W1' v + W2 h2 + b1), h2 = sigma(W2' h1 + b2) settle them, unrolled and fine-tuned with the output.
+Departure: Gaussian visible units.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-
 from . import weights
+from .blocks import build
 from .networks.boltzmann_net import BoltzmannNet
 
-KNEE = 0.3
-"""Brightness (0..1 of the display range) above which a pixel counts as content of its own."""
-
-BRIGHTNESS = 12.0
-"""What white adds to the logarithm of its source's share."""
-
-
-class Boltzmann:
-    """The `Fuser`. Its weight maps are exact: the fused value is their weighted mean."""
-
-    halo = None
-
-    def __init__(self, network, brightness=BRIGHTNESS):
-        self.network, self.brightness = network, brightness
-
-    def __call__(self, sources, modalities):
-        if sources.ndim == 4:
-            # One slice at a time bounds the memory of the blocks.
-            shares = torch.cat([self.weight_map(one) for one in sources.split(1)])
-        else:
-            shares = torch.stack([self.weight_map(one) for one in sources.unbind(2)], 2)
-        fused = (shares * sources).sum(1)
-        # Rounding alone can leave the range.
-        return torch.minimum(torch.maximum(fused, sources.amin(1)), sources.amax(1)), shares
-
-    def weight_map(self, sources):
-        """(B, S, H, W) of sources (B, S, H, W), sums to 1 over S."""
-        shares = self.network.share(sources)
-        mean = F.avg_pool2d(sources, 3, 1, 1, count_include_pad=False)
-        bright = (mean - KNEE).clamp_min(0) / (1 - KNEE)
-        return (shares.clamp_min(1e-6).log() + self.brightness * bright).softmax(1)
-
-
-def build(network):
-    """The `Fuser` of a trained network."""
-    return Boltzmann(network)
+__all__ = ["build", "load"]
 
 
 def load(method, device):

@@ -1,4 +1,4 @@
-"""The deep Boltzmann machine: its pre-training, what it has learnt, its blending, its figures on unseen subjects."""
+"""Deep and restricted Boltzmann machine, stacked autoencoder: pre-training, what they learnt, blending, figures."""
 
 from pathlib import Path
 
@@ -11,9 +11,14 @@ torch = pytest.importorskip("torch")
 ATLAS = Path(__file__).parents[3] / "shared" / "data" / "harvard"
 
 
+@pytest.fixture(params=["boltzmann", "rbm", "autoencoder"], scope="module")
+def method(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def fuser():
-    return registry.load("boltzmann", torch.device("cpu"))
+def fuser(method):
+    return registry.load(method, torch.device("cpu"))
 
 
 def scene(count=2, shape=(48, 40), seed=0):
@@ -67,10 +72,8 @@ def test_flat_bone_outshines_textured_tissue(fuser):
     assert fused.min() > 0.95
 
 
-def test_contrastive_divergence_learns_to_reconstruct():
-    from MedFusionLib.fusion.networks.boltzmann_net import BoltzmannNet
-    from MedFusionLib.fusion.training.atlas import Pair
-    from MedFusionLib.fusion.training.boltzmann import divergence, pretrain
+def test_contrastive_divergence_follows_its_gradient():
+    from MedFusionLib.fusion.training.boltzmann import divergence
 
     # With no noise to draw (weights at 0), the gradient has a closed form.
     data = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -80,25 +83,35 @@ def test_contrastive_divergence_learns_to_reconstruct():
     torch.testing.assert_close(below, torch.tensor([0.5, 0.0]))
     assert above.abs().max() == 0 and error == 0.25
 
+
+def test_pretraining_learns_to_reconstruct(method, monkeypatch):
+    from MedFusionLib.fusion.training import autoencoder, boltzmann
+    from MedFusionLib.fusion.training.atlas import Pair
+    from MedFusionLib.fusion.training.recipes import RECIPES
+
+    for module in (autoencoder, boltzmann):
+        monkeypatch.setattr(module, "STEPS", 400)
+        monkeypatch.setattr(module, "SIZE", 64)
     torch.manual_seed(0)
-    network = BoltzmannNet()
     images = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(4))
     images = torch.nn.functional.avg_pool2d(images[None], 5, 1, 2)[0]
     images = ((images - images.min()) / (images.max() - images.min())).numpy()
-    errors = pretrain(network, [Pair(images, ("CT", "MR"), "CT-MRI", "7", 1)], 0)
+    network = RECIPES[method].network()
+    errors = RECIPES[method].pretrain(network, [Pair(images, ("CT", "MR"), "CT-MRI", "7", 1)], 0)
+    assert len(errors) == (1 if method == "rbm" else 2)
     assert all(last < 0.75 * first for first, last in errors)
 
 
 @pytest.mark.data
 @pytest.mark.skipif(not ATLAS.is_dir(), reason="the atlas images are not beside this checkout")
-def test_beats_average_on_unseen_subjects_and_keeps_the_skull(fuser):
+def test_beats_average_on_unseen_subjects_and_keeps_the_skull(method):
     from MedFusionLib.fusion.training import atlas
     from MedFusionLib.fusion.training.score import score
 
     pairs = atlas.pairs(ATLAS, ("CT-MRI", "SPECT-MRI"), held_back=True)[::5]
-    found, average = score("boltzmann", None, pairs), score("average", None, pairs)
+    found, average = score(method, None, pairs), score("average", None, pairs)
     for group in found:
         assert found[group]["Qabf"][0] > average[group]["Qabf"][0] + 0.1
-    assert found["CT-MRI"]["SCD"][0] > average["CT-MRI"]["SCD"][0] + 0.1
+        assert found[group]["SCD"][0] > average[group]["SCD"][0] + 0.1
     assert found["CT-MRI"]["bone_solid"][0] > 0.97
     assert found["CT-MRI"]["background"][0] < 0.1

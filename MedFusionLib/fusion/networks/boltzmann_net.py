@@ -1,66 +1,47 @@
-"""A deep Boltzmann machine over image blocks, with a logistic output."""
+"""Boltzmann machines over image blocks, restricted and deep, with a logistic output."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-BLOCK = 8
-"""Width of a block, in pixels."""
-
-STEP = 2
-"""Pixels from one block to the next."""
-
-CONTRAST = 8.0
-"""What a pixel's difference from its block's mean is multiplied by, so that visible units vary by about 1."""
+from .block_net import UNITS, BlockNet, visible
 
 SETTLING = 3
-"""Mean-field updates of the hidden layers."""
+"""Mean-field updates of the deep machine's hidden layers."""
 
 
-def visible(blocks):
-    """Visible units (N, BLOCK^2 + 1) of blocks (N, BLOCK^2), 0..1: contrast-scaled pixels, then the mean."""
-    mean = blocks.mean(1, keepdim=True)
-    return torch.cat([CONTRAST * (blocks - mean), 4 * mean - 1], 1)
+class RBMNet(BlockNet):
+    """A restricted Boltzmann machine: Gaussian visible units and one layer of binary hidden units."""
+
+    def __init__(self, hidden=96):
+        super().__init__(hidden)
+        self.weight = nn.Parameter(0.02 * torch.randn(UNITS, hidden))
+        self.visible_bias = nn.Parameter(torch.zeros(UNITS))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+
+    def hidden(self, blocks):
+        """Probabilities (N, hidden) of the hidden units, of blocks (N, BLOCK^2)."""
+        return torch.sigmoid(visible(blocks) @ self.weight + self.hidden_bias)
 
 
-class BoltzmannNet(nn.Module):
-    """Gaussian visible units, two layers of binary hidden units, and a score read from the upper one."""
+class BoltzmannNet(BlockNet):
+    """A deep Boltzmann machine: Gaussian visible units and two layers of binary hidden units."""
 
     def __init__(self, lower=96, upper=48):
-        super().__init__()
-        units = BLOCK**2 + 1
-        self.first = nn.Parameter(0.02 * torch.randn(units, lower))
+        super().__init__(upper)
+        self.first = nn.Parameter(0.02 * torch.randn(UNITS, lower))
         self.second = nn.Parameter(0.02 * torch.randn(lower, upper))
-        self.visible_bias = nn.Parameter(torch.zeros(units))
+        self.visible_bias = nn.Parameter(torch.zeros(UNITS))
         self.lower_bias = nn.Parameter(torch.zeros(lower))
         self.upper_bias = nn.Parameter(torch.zeros(upper))
-        self.output = nn.Linear(upper, 1)
 
-    def forward(self, blocks):
-        """Scores (N,) of blocks (N, BLOCK^2), 0..1.
-
-        The softmax of the scores of several sources' blocks is each one's probability to carry the information.
-        """
+    def hidden(self, blocks):
+        """Probabilities (N, upper) of the upper hidden units, of blocks (N, BLOCK^2)."""
         drive = visible(blocks) @ self.first + self.lower_bias
         # Doubled where the layer above is not there yet, as in the pre-training.
         low = torch.sigmoid(2 * drive - self.lower_bias)
         for _ in range(SETTLING):
             high = torch.sigmoid(low @ self.second + self.upper_bias)
             low = torch.sigmoid(drive + high @ self.second.T)
-        return self.output(torch.sigmoid(low @ self.second + self.upper_bias))[:, 0]
-
-    def share(self, sources):
-        """(B, S, H, W) that sum to 1 over S, of sources (B, S, H, W): block softmax, averaged over the blocks."""
-        count, (height, width) = sources.shape[1], sources.shape[2:]
-        pad = [max(0, BLOCK - n) + (max(n, BLOCK) - BLOCK) % STEP for n in (width, height)]
-        padded = F.pad(sources, (0, pad[0], 0, pad[1]), mode="replicate")
-        size = padded.shape[2:]
-        blocks = F.unfold(padded.flatten(0, 1)[:, None], BLOCK, stride=STEP).transpose(1, 2)
-        scores = self(blocks.flatten(0, 1)).view(-1, count, blocks.shape[1])
-        shares = scores.softmax(1).flatten(0, 1)[:, None]
-        area = shares.expand(-1, BLOCK**2, -1)
-        total = F.fold(area, size, BLOCK, stride=STEP)
-        cover = F.fold(torch.ones_like(area[:1]), size, BLOCK, stride=STEP)
-        return (total / cover).view(-1, count, *size)[..., :height, :width]
+        return torch.sigmoid(low @ self.second + self.upper_bias)

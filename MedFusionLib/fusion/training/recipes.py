@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..networks.boltzmann_net import BoltzmannNet
+from ..networks.autoencoder_net import AutoencoderNet
+from ..networks.boltzmann_net import BoltzmannNet, RBMNet
 from ..networks.sesf_net import SESFNet
 from ..networks.siamese_net import PATCH, SiameseNet
 from ..networks.wavelet_cnn import WaveletNet
-from .boltzmann import block_batch, block_loss, pretrain
+from .autoencoder import pretrain_stack
+from .blocks import block_batch, block_loss
+from .boltzmann import pretrain_deep, pretrain_restricted
 from .medfusion_losses import structure
 from .wavelet_cnn import blend_loss, pair_batch
 
@@ -107,6 +110,16 @@ RECIPES = {
     "boltzmann": Recipe(
         BoltzmannNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
         summary="Contrastive divergence (CD-1) of each layer, then clear 8x8 blocks against blurred or dimmed ones.",
-        pretrain=pretrain,
+        pretrain=pretrain_deep,
+    ),
+    "rbm": Recipe(
+        RBMNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
+        summary="Contrastive divergence (CD-1), then clear 8x8 blocks against blurred or dimmed ones.",
+        pretrain=pretrain_restricted,
+    ),
+    "autoencoder": Recipe(
+        AutoencoderNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
+        summary="Each layer to give back its input, then clear 8x8 blocks against blurred or dimmed ones.",
+        pretrain=pretrain_stack,
     ),
 }  # fmt: skip
