@@ -23,12 +23,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from MedFusionLib.color import colorize  # noqa: E402
 from MedFusionLib.errors import MedFusionError  # noqa: E402
 from MedFusionLib.fusion import fuse, registry  # noqa: E402
 from MedFusionLib.fusion.training import atlas  # noqa: E402
 from MedFusionLib.metrics import NAMES, TASK, markdown, pair_scores  # noqa: E402
 from MedFusionLib.metrics.failures import flicker, scalp_halo, skull_failures, uptake_failures  # noqa: E402
 from MedFusionLib.outputs import write_table  # noqa: E402
+from MedFusionLib.pipeline import Coloring  # noqa: E402
 from MedFusionLib.volume import Volume  # noqa: E402
 
 SHOWN = 3
@@ -122,6 +124,8 @@ def measured(group, stacks, images):
             row = pair_scores(first, second, result, names=(*NAMES, *TASK) if anatomical else NAMES)
             row |= (skull_failures if anatomical else uptake_failures)(first, second, result)
             row["halo"] = scalp_halo(first, second, result)
+            if not anatomical:
+                row["overlay_contrast"] = overlay_contrast(first, second, result)
             rows.append(row)
         table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
         table["flicker"] = np.array([flicker(*(255 * stacks[subject]), image)])
@@ -130,6 +134,21 @@ def measured(group, stacks, images):
     means = {name: _nanmean(np.concatenate([table[name] for table in by_subject])) for name in names}
     spread = {name: _nanstd([_nanmean(table[name]) for table in by_subject]) for name in names}
     return means, spread
+
+
+def overlay_contrast(uptake, anatomy, fused):
+    """Hot-spot contrast of the luma of the colour overlay on the fusion, over that of the uptake alone in colour.
+
+    Images are (H, W), 0..255; the overlay is the default one. 1: the hot spot stands out as in the PET or SPECT.
+    """
+    pet, grey = (Volume(image[None] / 255, np.eye(4), "PT", display_range=(0, 1)) for image in (uptake, fused))
+    black = grey.with_array(np.zeros_like(grey.array))
+    overlay, alone = (
+        colorize(base, pet, coloring).array[0] @ atlas.LUMA
+        for base, coloring in ((grey, Coloring()), (black, Coloring(opacity=1.0)))
+    )
+    there, own = (uptake_failures(uptake, anatomy, image)["hot_contrast"] for image in (overlay, alone))
+    return there / own
 
 
 def _nanmean(values):
