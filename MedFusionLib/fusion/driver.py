@@ -50,15 +50,15 @@ def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto"
     modalities = tuple(source.modality for source in sources)
     plane = None if mode == "volume" and 3 in info.dimensions and min(units.shape) > 1 else axis
     try:
-        fused, weights = _run(info, units, modalities, sources[0], plane, chosen, progress, cancelled)
+        found = _run(info, units, modalities, sources[0], plane, chosen, progress, cancelled)
     except Exception as error:
         if chosen.type == "cpu" or not devices.is_out_of_memory(error):
             raise
         log.warning("%s ran out of memory: the CPU takes over.", chosen)
         import torch
 
-        fused, weights = _run(info, units, modalities, sources[0], plane, torch.device("cpu"), progress, cancelled)
-    return _result(info, sources, mode, axis, fused, weights)
+        found = _run(info, units, modalities, sources[0], plane, torch.device("cpu"), progress, cancelled)
+    return _result(info, sources, mode, axis, *found)
 
 
 def _check(sources, info, mode):
@@ -134,7 +134,7 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
                     shares = None if shares is None else np.moveaxis(shares, 0, along + 1)
                 store(inner, values, shares)
         step(1, 1)
-    return fused, weights
+    return fused, weights, getattr(fuser, "provenance", {})
 
 
 def _parts(shape, along, halo):
@@ -171,7 +171,7 @@ def _tile(shape, halo):
     return core
 
 
-def _result(info, sources, mode, axis, fused, weights):
+def _result(info, sources, mode, axis, fused, weights, more):
     from .. import __version__
 
     provenance = {
@@ -179,6 +179,7 @@ def _result(info, sources, mode, axis, fused, weights):
         "MedFusion.Method": info.name,
         "MedFusion.Mode": mode if mode == "volume" else f"slice, {axis}",
         "MedFusion.Weights": registry.weights_hash(info),
+        **more,
     }
     for n, source in enumerate(sources, 1):
         black, white = display_range(source)

@@ -1,17 +1,21 @@
 """Method selector: after Rice, "The algorithm selection problem", Advances in Computers 1976.
 
-A small network has learnt, from the measured quality of every option on pairs of the atlas, which method suits the
-features of a volume (intensities, gradients, correlation, modalities), and with what weight against `maximum`.
-It chooses once per volume, so that the volume is fused by one rule. It was trained on pairs: of three sources the
-features are means and extremes, and the choice is less sure.
+Several methods, each also half and half with `maximum`, fuse a sample of the volume, and the sample is measured
+(`trial`). A model that has learnt from the quality measured on whole pairs of the atlas (`training.selector`) predicts
+from that which option suits the volume best. It chooses once per volume, so that the volume is fused by one rule.
+It was trained on pairs: of three sources the measures are those of all, and the choice is less sure.
 """
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
-from . import registry, weights
-from .networks.selector_net import OPTIONS, SelectorNet, features
+from . import registry, trial, weights
+from .networks.selector_net import OPTIONS, SelectorNet, kinds
+
+log = logging.getLogger(__name__)
 
 
 class Selector:
@@ -21,16 +25,19 @@ class Selector:
 
     def __init__(self, network, device):
         self.network, self.device = network, device
-        self._loaded = {}
+        self._fusers = {}
 
     def prepare(self, sources, modalities):
+        if not self._fusers:
+            self._fusers = {name: registry.load(name, self.device) for name, _ in OPTIONS}
         with torch.inference_mode():
-            scores = self.network(features(sources, modalities)[None])[0]
-        self.choice = OPTIONS[int(scores.argmax())]
-        name = self.choice[0]
-        if name not in self._loaded:
-            self._loaded[name] = registry.load(name, self.device)
-        self._fuser = self._loaded[name]
+            found = trial.measured(self._fusers, trial.sample(sources), modalities, self.device)
+            gains = self.network(torch.from_numpy(found).float()[None], kinds(modalities)[None])[0]
+        self.choice = OPTIONS[int(gains.argmax())]
+        name, weight = self.choice
+        log.info("the method selector chose %s, weight %g.", name, weight)
+        self.provenance = {"MedFusion.Selected": name if weight == 1 else f"{weight:g} {name}, {1 - weight:g} maximum"}
+        self._fuser = self._fusers[name]
         self.halo = self._fuser.halo
         if hasattr(self._fuser, "fuse_volume"):
             # The driver takes this way where it is there.
@@ -38,7 +45,7 @@ class Selector:
 
     def __call__(self, sources, modalities):
         fused, _ = self._fuser(sources, modalities)
-        return mixed(fused, sources, self.choice[1]), None
+        return trial.mixed(fused, sources, self.choice[1]), None
 
     def _fuse_volume(self, read, shape, modalities, store, step):
         weight = self.choice[1]
@@ -47,11 +54,6 @@ class Selector:
             store(window, weight * values + (1 - weight) * read(window).max(0), None)
 
         self._fuser.fuse_volume(read, shape, modalities, mix, step)
-
-
-def mixed(fused, sources, weight):
-    """The fused image (B, *spatial), its rest of the weight given to the maximum of sources (B, S, *spatial)."""
-    return fused if weight == 1 else weight * fused + (1 - weight) * sources.amax(1)
 
 
 def build(network):

@@ -52,8 +52,13 @@ def pair_scores(first, second, fused, data_range=255, names=None):
     Returns {name: value}, in the order of `names`; NaN where a measure is not defined (image too small).
     Raises GeometryError for shapes that differ or are not 2-D, VolumeError for NaN, MethodError for unknown names.
     """
-    names = _known(names, NAMES, (*NAMES, *TASK))
-    images = [np.asarray(image) for image in (first, second, fused)]
+    return slice_scores((first, second), fused, _known(names, NAMES, (*NAMES, *TASK)), data_range, ct_mri=(0, 1))
+
+
+def slice_scores(sources, fused, names, data_range=255, ct_mri=None):
+    """As `pair_scores`, of two or three sources (H, W). ct_mri: the index of the CT and of the MRI, for `TASK`."""
+    names = _known(names, NAMES, (*NAMES, *TASK) if ct_mri else NAMES)
+    images = [np.asarray(image) for image in (*sources, fused)]
     if images[0].ndim != 2 or any(image.shape != images[0].shape for image in images):
         raise GeometryError(
             f"images of shape {', '.join(str(image.shape) for image in images)}: measure (H, W) images of one shape."
@@ -61,7 +66,7 @@ def pair_scores(first, second, fused, data_range=255, names=None):
     if not all(np.isfinite(image).all() for image in images):
         raise VolumeError("an image holds NaN or infinite values: replace them before measuring.")
     levels = [np.rint(np.clip(image * (255 / data_range), 0, 255)).astype(np.uint8) for image in images]
-    return _slice(levels[:2], levels[2], names, ct_mri=(0, 1))
+    return _slice(levels[:-1], levels[-1], names, ct_mri)
 
 
 def evaluate(fused, sources, mode="volume", axis="axial", names=None, progress=None, cancelled=None):

@@ -6,140 +6,140 @@ python -m MedFusionLib.fusion.training.selector --data FOLDER
 from __future__ import annotations
 
 import argparse
-import datetime
-from collections import Counter
+import logging
+import time
 
 import numpy as np
 import torch
 
-from ...metrics import pair_scores
-from .. import registry, weights
-from ..networks.selector_net import METHODS, OPTIONS, SelectorNet, features
-from ..selector import mixed
+from .. import registry, trial, weights
+from ..networks.selector_net import MEASURES, METHODS, MODALITIES, OPTIONS, SelectorNet, kinds, relative
 from . import atlas
 
-MEASURES = ("Qabf", "SSIM", "SCD", "head-SSIM", "bone_solid")
-"""The last for CT-MRI only."""
+log = logging.getLogger(__name__)
 
-EVERY = 6
-"""One training slice in so many: neighbours tell the same."""
+EVERY = 3
+"""One slice in so many: neighbours tell the same."""
 
-STEPS, RATE, DECAY = 400, 1e-2, 0.5
+RIDGE, KIND = 3.0, 0.3
+"""Penalty on the coefficients, and what the biases by modality count beside the general ones."""
 
 
 def measured(pairs):
-    """(features (N, F), quality (N, options, measures), NaN where there is none) of `atlas.Pair`s."""
-    fusers = {name: registry.load(name, torch.device("cpu")) for name in (*METHODS, "maximum")}
-    seen, rows = [], []
-    for pair in pairs:
-        sources = torch.from_numpy(pair.images)[None]
-        names = MEASURES if pair.modalities == ("CT", "MR") else MEASURES[:4]
+    """What `fit` learns from, of `atlas.Pair`s, and the median seconds that a trial took.
+
+    (trials (N, options, measures), kinds (N, MODALITIES), quality (N, options, measures)), NaN where there is none.
+    """
+    device = torch.device("cpu")
+    fusers = {name: registry.load(name, device) for name in (*METHODS, "maximum")}
+    trials, kind, quality, seconds = [], [], [], []
+    for done, pair in enumerate(pairs):
+        sources = torch.from_numpy(pair.images)
         with torch.inference_mode():
-            seen.append(features(sources[0][:, None], pair.modalities))
-            fused = {name: fuser(sources, pair.modalities)[0] for name, fuser in fusers.items()}
-        row = []
-        for name, weight in OPTIONS:
-            image = mixed(fused[name], sources, weight)[0].numpy()
-            found = pair_scores(*pair.images, image, 1, names)
-            row.append([found.get(measure, np.nan) for measure in MEASURES])
-        rows.append(row)
-    return torch.stack(seen), np.array(rows, np.float32)
+            start = time.perf_counter()
+            trials.append(trial.measured(fusers, trial.sample(sources[:, None]), pair.modalities, device))
+            seconds.append(time.perf_counter() - start)
+            images = trial.options(fusers, sources[None], pair.modalities)
+            quality.append([trial.scores(pair.images, image[0].numpy(), pair.modalities) for image in images])
+        kind.append(kinds(pair.modalities).numpy())
+        if done % 20 == 0:
+            log.info("measured %d of %d pairs", done, len(pairs))
+    return (np.array(trials), np.array(kind), np.array(quality)), float(np.median(seconds))
 
 
 def gains(quality, spread):
     """(N, options): the mean over the measures of the gain over the pair's mean option, in units of `spread`."""
-    return np.nanmean((quality - quality.mean(1, keepdims=True)) / spread, 2)
+    return trial.mean((quality - quality.mean(1, keepdims=True)) / spread, 2)
 
 
 def spread_of(quality):
-    """(measures,): the standard deviation of each measure between the options of a pair."""
-    return np.sqrt(np.nanmean((quality - quality.mean(1, keepdims=True)) ** 2, (0, 1)))
+    """(measures,): the standard deviation of each measure between the options of a pair; 1 where there is none."""
+    between = np.sqrt(trial.mean((quality - quality.mean(1, keepdims=True)) ** 2, (0, 1)))
+    return np.where(between > 1e-6, between, 1)
 
 
-def fit(seen, gain, seed=0):
-    """A `SelectorNet` that leaves the least gain behind. seen: (N, F). gain: (N, options)."""
-    torch.manual_seed(seed)
+def fit(trials, kind, gain, subjects):
+    """A `SelectorNet` by ridge regression of the gains (N, options); every one of the `subjects` (N,) has one voice."""
     network = SelectorNet()
-    network.mean.copy_(seen.mean(0))
-    network.scale.copy_(seen.std(0).clamp_min(1e-2))
-    gain = torch.as_tensor(gain)
-    left = gain.amax(1, keepdim=True) - gain
-    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-    for _ in range(STEPS):
-        loss = (network(seen).softmax(1) * left).sum(1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    scale = spread_of(trials)
+    inputs = relative(torch.from_numpy(trials)).numpy() / scale
+    general = np.broadcast_to(np.eye(len(OPTIONS)), (*gain.shape, len(OPTIONS)))
+    by_kind = [KIND * kind[:, n, None, None] * general for n in range(len(MODALITIES))]
+    inputs = np.concatenate([inputs, general, *by_kind], 2)
+    # Only differences between the options of a pair count.
+    inputs = inputs - inputs.mean(1, keepdims=True)
+    voice = 1 / np.array([np.sum(subjects == one) for one in subjects])
+    voice = voice / voice.mean()
+    products = np.einsum("n,nof,nog->fg", voice, inputs, inputs)
+    found = np.linalg.solve(products + RIDGE * np.eye(len(products)), np.einsum("n,nof,no->f", voice, inputs, gain))
+    slope, bias, kind_bias = np.split(found, [len(MEASURES), len(MEASURES) + len(OPTIONS)])
+    with torch.no_grad():
+        network.scale.copy_(torch.from_numpy(scale))
+        network.slope.copy_(torch.from_numpy(slope))
+        network.bias.copy_(torch.from_numpy(bias))
+        network.kind_bias.copy_(torch.from_numpy(KIND * kind_bias).view(len(MODALITIES), -1))
     return network.eval().requires_grad_(False)
 
 
-def losses(network, seen, gain, single):
-    """(selector, best single option): the mean gain that each leaves to the oracle, which knows the best per pair.
+def choose(network, trials, kind):
+    """(N,) indices of `OPTIONS`."""
+    return network(torch.from_numpy(trials).float(), torch.from_numpy(kind)).argmax(1).numpy()
 
-    single: the one option that is best on the pairs trained on.
+
+def cross_validated(data, subjects):
+    """(gains (N, options), selector's choice (N,), single option (N,)), each subject judged by what the others taught.
+
+    data: `measured`'s. subjects: (N,) folds. The single option is the one best on the others.
     """
-    chosen = network(seen).argmax(1).numpy()
-    best = gain.max(1)
-    return float((best - gain[np.arange(len(gain)), chosen]).mean()), float((best - gain[:, single]).mean())
+    gain = np.empty(data[2].shape[:2])
+    chosen, single = np.empty(len(gain), int), np.empty(len(gain), int)
+    for subject in np.unique(subjects):
+        unseen = subjects == subject
+        trials, kind, quality = (part[~unseen] for part in data)
+        spread = spread_of(quality)
+        known = gains(quality, spread)
+        network = fit(trials, kind, known, subjects[~unseen])
+        gain[unseen] = gains(data[2][unseen], spread)
+        chosen[unseen] = choose(network, data[0][unseen], data[1][unseen])
+        single[unseen] = known.mean(0).argmax()
+    return gain, chosen, single
 
 
-def label(option):
-    name, weight = option
-    return name if weight == 1 else f"{weight:g} {name} + {1 - weight:g} maximum"
+def lost(gain, chosen):
+    """(N,): the gain that the choice (N,) leaves to the oracle, which knows the best option of each pair."""
+    return gain.max(1) - gain[np.arange(len(gain)), chosen]
 
 
-def card(network, groups, unseen, gain, single):
-    """The model card's text. groups: of the pairs of `unseen` (N, F), whose gains are (N, options)."""
-    chosen = network(unseen).argmax(1).numpy()
-    lines = [
-        "# Method selector (`selector`)",
-        "",
-        "Chooses a method, and its weight against `maximum`, once per volume; after Rice, The algorithm selection",
-        "problem, 1976.",
-        "",
-        "- Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), luma; its slices are not part of this project.",
-        f"  One slice in {EVERY} of the subjects that are not held back.",
-        f"- Options: {', '.join(METHODS)}, each also half and half with `maximum`, and `maximum`.",
-        f"- Quality: the mean of {', '.join(MEASURES)} (the last for CT-MRI), each less its mean over the options",
-        "  and in units of its standard deviation between them. Training: least expected loss against the best option,",
-        f"  {STEPS} steps of AdamW, rate {RATE:g}; seed 0.",
-        f"- Date: {datetime.date.today():%Y-%m-%d}. For research, not a medical device.",
-        "",
-        "Quality lost against an oracle that knows the best option of each pair, on subjects held back; the single",
-        f"option is the best one on the subjects trained on: {label(OPTIONS[single])}.",
-        "The best in hindsight is found on the very pairs of its row: a harder comparison than a fair one.",
-        "",
-        "| | selector | single option | best single in hindsight | pairs | chosen |",
-        "|---|---|---|---|---|---|",
-    ]
-    for group in (*dict.fromkeys(groups), "all"):
-        there = np.array([group in (name, "all") for name in groups])
-        ours, theirs = losses(network, unseen[there], gain[there], single)
-        hindsight = float((gain[there].max(1, keepdims=True) - gain[there]).mean(0).min())
-        often = Counter(label(OPTIONS[n]) for n in chosen[there]).most_common(3)
-        names = "; ".join(f"{name} ({count})" for name, count in often)
-        lines.append(f"| {group} | {ours:.3f} | {theirs:.3f} | {hindsight:.3f} | {there.sum()} | {names} |")
-    ours, theirs = losses(network, unseen, gain, single)
-    lines += [
-        "",
-        f"The selector loses {ours / theirs:.0%} of what the single option loses; the aim was at most 50%.",
-        "Many options are nearly as good as the best, so little is left to choose by.",
-    ]
-    lines += ["", "Made by `python -m MedFusionLib.fusion.training.selector --data FOLDER`.", ""]
-    return "\n".join(lines)
+def volumes(data, members):
+    """`measured`'s data of volumes instead of slices: the slices that `members` (N,) of one name share."""
+    trials, kind, quality = data
+    parts = [np.flatnonzero(members == one) for one in dict.fromkeys(members)]
+    return (
+        np.stack([trial.mean(trials[part[trial.spread(len(part))]], 0) for part in parts]),
+        np.stack([kind[part[0]] for part in parts]),
+        np.stack([trial.mean(quality[part], 0) for part in parts]),
+    )
+
+
+def stacks(found):
+    """(N,) names of the volumes that `atlas.Pair`s belong to."""
+    return np.array([f"{pair.group} {pair.subject}" for pair in found])
 
 
 def main():
+    from .selector_card import card
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     given = parser.parse_args()
-    seen, quality = measured(atlas.pairs(given.data, held_back=False)[::EVERY])
-    spread = spread_of(quality)
-    gain = gains(quality, spread)
-    network = fit(seen, gain)
-    held = atlas.pairs(given.data, held_back=True)
-    unseen, quality = measured(held)
-    text = card(network, [pair.group for pair in held], unseen, gains(quality, spread), int(gain.mean(0).argmax()))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    found = atlas.pairs(given.data)[::EVERY]
+    torch.set_num_threads(1)
+    data, seconds = measured(found)
+    seen = np.array([pair.subject not in atlas.HELD_BACK[pair.group] for pair in found])
+    trials, kind, quality = (part[seen] for part in data)
+    network = fit(trials, kind, gains(quality, spread_of(quality)), stacks(found)[seen])
+    text = card(data, found, seen, network, seconds)
     weights.save("selector.safetensors", network)
     (weights.FOLDER / "selector.md").write_text(text)
     print(text)
