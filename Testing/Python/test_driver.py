@@ -1,12 +1,15 @@
 """How volumes reach a fusion method: slices, tiles, geometry, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from MedFusionLib import fuse
-from MedFusionLib.errors import Cancelled, DeviceError, GeometryError, MethodError, VolumeError
-from MedFusionLib.fusion import driver, registry
+from MedFusionLib.errors import Cancelled, DeviceError, GeometryError, MethodError, VolumeError, WeightsError
+from MedFusionLib.fusion import driver, registry, weights
 from MedFusionLib.volume import Volume
 
 BASELINES = ("average", "maximum", "weighted", "pca", "laplacian", "wavelet", "guided")
@@ -200,3 +203,41 @@ def test_registry_is_complete():
         assert find_spec(f"MedFusionLib.fusion.{method.home}")
         assert bool(method.weights) == (method.licence != "none")
         assert method.paper or name in ("average", "maximum", "weighted")
+
+
+@pytest.fixture
+def resources(tmp_path, monkeypatch):
+    """A copy of the shipped weights, to spoil."""
+    folder = shutil.copytree(weights.FOLDER, tmp_path / "Resources", ignore=shutil.ignore_patterns("Screenshots"))
+    monkeypatch.setattr(weights, "FOLDER", folder)
+    monkeypatch.setattr(weights, "CHECKSUMS", folder / weights.CHECKSUMS.name)
+    return folder
+
+
+def test_missing_and_damaged_weights_are_named(resources):
+    file = resources / "medfusion.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"medfusion\.safetensors are damaged .*reinstall"):
+        fuse(scans(), device="cpu")
+    file.unlink()
+    with pytest.raises(WeightsError, match=r"medfusion\.safetensors .*reinstall"):
+        fuse(scans(), device="cpu")
+    assert fuse(scans(), "average", device="cpu").volume.array.max() <= 1
+
+
+def test_a_gpu_without_memory_hands_over_to_the_cpu(monkeypatch, caplog):
+    def load(name, device):
+        if device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(name, device)
+
+    original = registry.load
+    monkeypatch.setattr(registry, "load", load)
+    # A device that every machine has and that is not the CPU stands for the GPU.
+    monkeypatch.setattr(driver.devices, "choose", lambda name: torch.device("meta"))
+    found = fuse(scans(), "maximum").volume.array
+    assert "the CPU takes over" in caplog.text
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found, fuse(scans(), "maximum", device="cpu").volume.array)
