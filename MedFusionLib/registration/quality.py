@@ -5,19 +5,32 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
 
+from .images import sample
+from .information import fixed_bins, similarity
 from .linear import RADIUS, Target, climb, rotation
-from .result import Quality
+from .result import Grid, Quality, Registration
 
 POINTS = 6000
+LOCAL_POINTS = 40_000
+LOCAL_BINS = 32
 NEAR = 12.0
 """mm that a pose is moved by to see whether the similarity falls."""
+
+PART = 6.0
+"""mm: cells of what counts as a part of the anatomy; with its neighbours, about 2 cm."""
+
+LEAST_BETTER = 0.02
+"""Natural units of mutual information: a part that gains less does not fit better."""
 
 LEAST_SHARPNESS = 1.08
 LEAST_GAIN = 0.004
 LEAST_OVERLAP = 0.25
 WORST_CONSISTENCY = 2.5
-MIRROR_MARGIN = 1.02
+MIRROR_MARGIN = 1.005
+MOST_UNSUPPORTED = 4.5
 """Limits of the verdict, from `Testing/Benchmarks/registration_trust.py`."""
 
 
@@ -27,32 +40,42 @@ def judge(fixed, moving, matrix, displacement, seed, check=None):
     fixed, moving: `Image`s, the one with the smaller field of view first. matrix: from the first to the second.
     displacement: of the whole map, as in `Registration`, or None.
     """
+    values = measure(fixed, moving, matrix, displacement, seed, check)
+    verdict, reason = conclude(values)
+    return Quality(
+        verdict, reason, values["before"] or math.nan, values["after"] or math.nan, values["overlap"],
+        values["consistency"], values["sharpness"], values["jacobian"], values["folded"], values["mirrored"],
+        values["unsupported"],
+    )  # fmt: skip
+
+
+def measure(fixed, moving, matrix, displacement, seed, check=None):
+    """What `conclude` judges by, of `judge`'s arguments: {name: value}."""
     center = fixed.center_of_mass
     level = min(1, len(fixed.levels) - 1)
     target = Target(fixed, moving, level, POINTS, center, seed + 101)
     before, _ = target.value(np.eye(4))
     after, _ = target.value(matrix)
-    overlap = _overlap(fixed, moving, matrix, seed)
-    sharpness = _sharpness(target, matrix, after)
-    consistency = _inverse_consistency(fixed, moving, matrix, center, level, seed, check)
-    mirrored = _mirrored(target, matrix, after, check)
-    jacobian, folded = (float(np.linalg.det(matrix[:3, :3])),) * 2, 0
-    if displacement is not None:
-        jacobian, folded = jacobian_range(displacement)
     values = {
+        "before": before,
+        "after": after,
         "gain": after - 1,
-        "overlap": overlap,
-        "sharpness": sharpness,
-        "consistency": consistency,
-        "mirrored": mirrored,
-        "jacobian": jacobian,
-        "folded": folded,
+        "overlap": _overlap(fixed, moving, matrix, seed),
+        "sharpness": _sharpness(target, matrix, after),
+        "consistency": _inverse_consistency(fixed, moving, matrix, center, level, seed, check),
+        "mirrored": _mirrored(target, matrix, check) if after > 1 else 0.0,
+        "jacobian": (float(np.linalg.det(matrix[:3, :3])),) * 2,
+        "folded": 0,
+        "unsupported": 0.0,
     }
-    verdict, reason = conclude(values)
-    return Quality(
-        verdict, reason, before if before else math.nan, after if after else math.nan, overlap, consistency,
-        sharpness, jacobian, folded,
-    )  # fmt: skip
+    if displacement is not None:
+        values["jacobian"], values["folded"] = jacobian_range(displacement)
+        if displacement.same_grid(fixed.volume):
+            local = _unsupported(fixed, moving, matrix, displacement, level, seed)
+        else:
+            local = _unsupported(moving, fixed, np.linalg.inv(matrix), displacement, level, seed)
+        values["after"], values["unsupported"] = local
+    return values
 
 
 def conclude(values):
@@ -67,10 +90,20 @@ def conclude(values):
         )
     if values["folded"]:
         return "failed", f"The deformation folds over itself in {values['folded']} voxels."
+    if values["unsupported"] > 2 * MOST_UNSUPPORTED:
+        return "failed", (
+            f"The deformation moves parts by {values['unsupported']:.0f} mm without making them fit better: use an"
+            " affine or rigid registration."
+        )
     if values["sharpness"] < LEAST_SHARPNESS:
         return "check", "The alignment is vague: moving the scan a little hardly changes how well it fits."
     if values["consistency"] > WORST_CONSISTENCY:
         return "check", f"Registering the other way round ends {values['consistency']:.1f} mm away."
+    if values["unsupported"] > MOST_UNSUPPORTED:
+        return "check", (
+            f"The deformation moves parts by {values['unsupported']:.0f} mm without making them fit better: compare"
+            " them before and after."
+        )
     if values["overlap"] < LEAST_OVERLAP:
         return "check", f"Only {100 * values['overlap']:.0f} % of the smaller scan lies inside the other."
     if values["mirrored"] > MIRROR_MARGIN:
@@ -149,11 +182,73 @@ def _inverse_consistency(fixed, moving, matrix, center, level, seed, check):
     return float(np.linalg.norm((points @ (back @ matrix - np.eye(4)).T)[:, :3], axis=1).mean())
 
 
-def _mirrored(target, matrix, after, check):
-    """How much better (over 1) than this result its mirror image about the middle fits."""
+def _mirrored(target, matrix, check):
+    """How many times as high the similarity (less 1) is of the mirror image about the middle as of this result.
+
+    Both climb the same way first: then only left and right make the difference, and a part in two hundred tells.
+    """
     mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
     mirror[0, 3] = 2 * target.center[0]
-    if after <= 1:
-        return 0.0
-    _, nmi, _ = climb(target, "rigid", matrix @ mirror, 2.0, 0.5, 12, check=check)
-    return (nmi - 1) / (after - 1)
+    _, straight, _ = climb(target, "rigid", matrix, 1.0, 0.2, 30, check=check)
+    _, turned, _ = climb(target, "rigid", matrix @ mirror, 4.0, 0.2, 30, check=check)
+    return (turned - 1) / max(1e-6, straight - 1)
+
+
+def _unsupported(fixed, moving, matrix, displacement, level, seed):
+    """(NMI of the whole map, mm by which a deformation moves parts of the anatomy from where `matrix` alone has them
+    without making them fit better). Of the parts, a hundredth are moved further than that.
+
+    fixed, moving, matrix: in the displacement's sense. A part fits better where its points' share of the mutual
+    information is higher: the logarithm of how much more often their pairs of values meet than by chance.
+    """
+    grid, other = fixed.levels[level], moving.levels[level]
+    points = _inside_anatomy(fixed, fixed.points(LOCAL_POINTS, seed + 303))
+    homogeneous = np.c_[points, np.ones(len(points))]
+    straight = (homogeneous @ matrix.T)[:, :3]
+    bent = Registration("deformable", np.eye(4), displacement, Grid.of(displacement)).to_moving(points)
+
+    def values(level, places):
+        places = torch.tensor(places.T, dtype=torch.float32, device=fixed.device)
+        found, inside, _ = sample(level, level.to_index[:3], places)
+        return found, inside
+
+    (one, inside), (there, inside_there), (before, inside_before) = (
+        values(*which) for which in ((grid, points), (other, bent), (other, straight))
+    )
+    inside = inside & inside_there & inside_before
+    nmi, _, _ = similarity(fixed_bins(one), there, inside)
+    inside = inside.cpu().numpy()
+    if inside.sum() < 64:
+        return nmi, 0.0
+    row, column, old = ((v.cpu().numpy() * (LOCAL_BINS - 0.001)).astype(int) for v in (one, there, before))
+    joint = np.zeros((LOCAL_BINS, LOCAL_BINS))
+    np.add.at(joint, (row[inside], column[inside]), 1.0)
+    joint = gaussian_filter(joint, 1.0, mode="nearest")
+    joint = (joint + 1e-6 * joint.sum()) / joint.sum()
+    share = np.log(joint / joint.sum(0) / joint.sum(1)[:, None]).clip(-3, 3)
+
+    cell = np.floor((points - points.min(axis=0)) / PART).astype(int)
+    shape = cell.max(axis=0) + 1
+    cell = np.ravel_multi_index(cell.T, shape)
+
+    def around(weights):
+        counts = np.bincount(cell, np.where(inside, weights, 0), minlength=shape.prod()).reshape(shape)
+        return gaussian_filter(counts, 4 / 3, mode="constant")
+
+    count = around(np.ones(len(points)))
+    known = count > 0.5 * np.percentile(count, 95)
+    if not known.any():
+        return nmi, 0.0
+    better = (around(share[row, column] - share[row, old]) / count.clip(1e-3))[known]
+    moved = (around(np.linalg.norm(bent - straight, axis=1)) / count.clip(1e-3))[known]
+    moved = np.sort(np.where(better < LEAST_BETTER, moved, 0.0))
+    return nmi, float(moved[-1 - len(moved) // 100])
+
+
+def _inside_anatomy(image, points):
+    """Those of RAS points (N, 3) that lie in the anatomy."""
+    grid = image.levels[-1]
+    index = np.rint(points @ grid.to_index[:3, :3].T + grid.to_index[:3, 3])
+    i, j, k = np.clip(index, 0, grid.size - 1).astype(int).T
+    found = points[image.anatomy.cpu().numpy()[k, j, i] > 0]
+    return found if len(found) else points

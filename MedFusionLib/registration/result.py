@@ -49,6 +49,9 @@ class Quality:
         stands out, over 1.
     jacobian: (least, greatest) determinant of the fixed -> moving map's Jacobian. folded: voxels where it is not
         positive.
+    mirrored: how many times as high the similarity (less 1) would be with the moving scan mirrored left to right:
+        over 1 means that one of the two scans has its sides exchanged.
+    unsupported: mm by which a deformation moves some part without making it fit better.
     """
 
     verdict: str
@@ -60,6 +63,8 @@ class Quality:
     sharpness: float
     jacobian: tuple[float, float]
     folded: int
+    mirrored: float = 0.0
+    unsupported: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
