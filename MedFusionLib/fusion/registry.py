@@ -101,6 +101,16 @@ def _table():
             weights="wavelet_cnn.safetensors",
         ),
         Method(
+            "fwnet",
+            "FW-Net (two U-Nets)",
+            "Fan et al., A semantic-based medical image fusion approach, 2019",
+            convex=True,
+            home="fwnet",
+            dimensions=(2,),
+            licence=ATLAS,
+            weights="fwnet.safetensors",
+        ),
+        Method(
             "boltzmann",
             "Deep Boltzmann machine",
             "Li et al., Medical image fusion method by deep learning, 2021",

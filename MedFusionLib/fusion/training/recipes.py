@@ -10,14 +10,17 @@ import torch.nn.functional as F
 
 from ..networks.autoencoder_net import AutoencoderNet
 from ..networks.boltzmann_net import BoltzmannNet, RBMNet
+from ..networks.fwnet_net import FWNet
 from ..networks.sesf_net import SESFNet
 from ..networks.siamese_net import PATCH, SiameseNet
 from ..networks.wavelet_cnn import WaveletNet
 from .autoencoder import pretrain_stack
 from .blocks import block_batch, block_loss
 from .boltzmann import pretrain_deep, pretrain_restricted
+from .fwnet import fwnet_loss
 from .medfusion_losses import structure
-from .wavelet_cnn import blend_loss, pair_batch
+from .pairs import kind_batch, pair_batch
+from .wavelet_cnn import blend_loss
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,11 @@ RECIPES = {
     "wavelet_cnn": Recipe(
         WaveletNet, pair_batch, blend_loss, epochs=6, steps=25, size=6, rate=3e-3, decay=0.6, every=2,
         summary="Pairs of 96x96 crops, (1 - Qabf) + (1 - SCD/2)/2 + (1 - SSIM) + clipping, without labels.",
+    ),
+    "fwnet": Recipe(
+        FWNet, kind_batch, fwnet_loss, epochs=9, steps=40, size=6, rate=2e-3, decay=0.7, every=2,
+        summary="Pairs of 96x96 crops, without labels: (1 - Qabf) + (2 - SCD) + (1 - SSIM), bone and hot spots "
+        "kept bright, soft tissue that follows the MRI, and the sources decoded from the fusion.",
     ),
     "boltzmann": Recipe(
         BoltzmannNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,

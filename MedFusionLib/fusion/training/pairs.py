@@ -1,0 +1,106 @@
+"""What networks learn from that fuse pairs of crops: the quality of their fusion, and what a reader looks for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..networks.pairwise import KINDS, OTHER, kinds_of
+from .medfusion_losses import correlation, difference_correlation, edges_kept, gradient_transfer, structure
+
+WIDTH = 96
+
+BONE, HOT = 0.9, 0.75
+"""CT that is bone; the share of a crop's highest uptake that is hot."""
+
+SOFT, SOFT_EDGES = 0.85, 0.8
+"""Correlation with the MRI, and its edges kept, that are enough in soft tissue: more hides the CT's own detail."""
+
+COMPLEMENT = 2.0
+"""Weight of SCD beside `reading_loss`: with less the fusion becomes the MRI with the CT's bone pasted on it."""
+
+
+def pair_batch(pairs, generator, size):
+    """(sources,): (size, 2, 96, 96) crops, turned at random, of pairs that are not empty there."""
+    return (torch.stack([crop for crop, _ in _crops(pairs, generator, size)]),)
+
+
+def kind_batch(pairs, generator, size):
+    """(sources, kinds): as `pair_batch`, with int64 (size, 2) kinds; every eighth crop hides them.
+
+    Half of the crops are of CT-MRI, where the sources differ most; sources come in either order.
+    """
+    groups = [[pair for pair in pairs if ("CT" in pair.modalities) == bone] for bone in (True, False)]
+    groups = [group for group in groups if group]
+    images, kinds = [], []
+    for n in range(size):
+        ((crop, pair),) = _crops(groups[n % len(groups)], generator, 1)
+        known = torch.tensor(kinds_of(pair.modalities))
+        if torch.rand((), generator=generator) < 1 / 8:
+            known = torch.full_like(known, OTHER)
+        turn = int(torch.randint(2, (), generator=generator))
+        images.append(crop.roll(turn, 0))
+        kinds.append(known.roll(turn))
+    return torch.stack(images), torch.stack(kinds)
+
+
+def _crops(pairs, generator, count):
+    """[(crop (2, 96, 96), its pair)] where both sources show something."""
+
+    def integer(end):
+        return int(torch.randint(end, (), generator=generator))
+
+    found = []
+    while len(found) < count:
+        pair = pairs[integer(len(pairs))]
+        images = torch.from_numpy(np.ascontiguousarray(pair.images))
+        top, left = (integer(n - WIDTH + 1) for n in images.shape[1:])
+        crop = images[:, top : top + WIDTH, left : left + WIDTH]
+        if crop.std((1, 2)).min() > 0.02:
+            found.append((torch.rot90(crop, integer(4), (1, 2)), pair))
+    return found
+
+
+def quality_loss(sources, fused, complement=0.5):
+    """(1 - Qabf) + complement (1 - SCD / 2) + (1 - mean SSIM) of sources (B, 2, H, W), their fusion (B, 1, H, W)."""
+    first, second = sources[:, :1], sources[:, 1:]
+    quality = gradient_transfer(first, second, fused)[0].mean()
+    differences = difference_correlation(first, second, fused).mean()
+    likeness = sum(structure(source, fused)[0].mean() for source in (first, second)) / 2
+    return (1 - quality) + complement * (1 - differences / 2) + (1 - likeness)
+
+
+def reading_loss(sources, kinds, fused):
+    """What a reader would miss, of sources (B, 2, H, W), kinds (B, 2) and their fusion (B, 1, H, W).
+
+    Bone darker than in CT, hot spots darker than in PET or SPECT, and, beside CT, soft tissue that does not follow
+    the MRI and its edges. Crops whose kinds are hidden count nothing.
+    """
+    total = fused.new_zeros(())
+    for n in range(2):
+        source, other = sources[:, n : n + 1], sources[:, 1 - n : 2 - n]
+        bone = (kinds[:, n] == KINDS["CT"]).view(-1, 1, 1, 1) & (source > BONE)
+        uptake = (kinds[:, n] == KINDS["PT"]).view(-1, 1, 1, 1)
+        hot = uptake & (source > HOT * source.amax((2, 3), keepdim=True)) & (source > other)
+        for where in (bone, hot):
+            lost = F.relu(source - fused) * where
+            total = total + lost.sum() / where.sum().clamp_min(1)
+        soft = (kinds[:, n] == KINDS["MR"]) & (kinds[:, 1 - n] == KINDS["CT"])
+        for index in soft.nonzero()[:, 0]:
+            mr, result = source[index : index + 1], fused[index : index + 1]
+            where = _soft_tissue(mr, other[index : index + 1])
+            if where.sum() > 200:
+                follows = correlation(result[where][None], mr[where][None])
+                edges = edges_kept(mr, result, where)
+                total = total + (F.relu(SOFT - follows) + F.relu(SOFT_EDGES - edges)).sum() / len(kinds)
+    return total
+
+
+def _soft_tissue(mr, ct):
+    """Mask of (1, 1, H, W) images: more than 4 pixels inside the head, and more than 3 from bone."""
+
+    def dilated(mask, reach):
+        return F.max_pool2d(mask.float(), 2 * reach + 1, 1, reach) > 0
+
+    return ~dilated(torch.maximum(mr, ct) < 0.1, 4) & ~dilated(ct > BONE, 3)

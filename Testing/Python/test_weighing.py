@@ -1,0 +1,177 @@
+"""FW-Net: its weight maps, its geometry, what its losses measure, and its figures on unseen subjects."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MedFusionLib import Volume
+from MedFusionLib.fusion import fuse, registry
+from MedFusionLib.metrics.failures import scalp_halo, skull_failures, uptake_failures
+
+torch = pytest.importorskip("torch")
+ATLAS = Path(__file__).parents[3] / "shared" / "data" / "harvard"
+METHODS = ("fwnet",)
+
+
+@pytest.fixture(params=METHODS, scope="module")
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fuser(method):
+    return registry.load(method, torch.device("cpu"))
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def head(size=128):
+    """(ct, mr, pet), 0..1: a white skull that MRI does not show; textured brain in MRI; one hot spot in PET."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    radius = np.hypot(x, y) / size
+    brain = radius <= 0.33
+    ct = np.where((radius > 0.33) & (radius < 0.4), 0.98, np.where(brain, 0.2, 0))
+    mr = np.where(brain, 0.45 + 0.2 * np.sin(x / 2) * np.cos(y / 3), np.where(radius < 0.42, 0.05, 0))
+    pet = np.where(brain, 0.25, 0) + 0.7 * (np.hypot(x - 15, y) < 9)
+    return torch.tensor(np.stack([ct, mr, pet]), dtype=torch.float32)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("count", "shape"), [(2, (48, 40)), (3, (33, 50)), (2, (1, 1)), (2, (1, 30)), (3, (5, 9))])
+def test_every_pixel_is_the_weighted_mean_of_its_sources(fuser, count, shape):
+    sources = noise(2, count, *shape)
+    fused, shares = fuser(sources, ("CT", "MR", "PT")[:count])
+    assert fused.shape == (2, *shape) and shares.shape == (2, count, *shape)
+    assert (shares >= 0).all()
+    torch.testing.assert_close(shares.sum(1), torch.ones(2, *shape))
+    torch.testing.assert_close(fused, (shares * sources).sum(1))
+    assert (fused <= sources.amax(1)).all() and (fused >= sources.amin(1)).all()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1)])
+def test_the_order_of_the_sources_does_not_matter(fuser, order):
+    sources, names = head()[None], ("CT", "MR", "PT")
+    fused, shares = fuser(sources, names)
+    turned, turned_shares = fuser(sources[:, order], [names[n] for n in order])
+    torch.testing.assert_close(turned, fused, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned_shares, shares[:, order], atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("names", [("US", "OT"), ("MR", "MR"), ("CT", "US")])
+def test_any_modality_fuses_and_two_of_a_kind_are_treated_alike(fuser, names):
+    first, second = head()[:2]
+    fused, _ = fuser(torch.stack([first, second])[None], names)
+    assert torch.isfinite(fused).all()
+    if names[0] == names[1]:
+        torch.testing.assert_close(fuser(torch.stack([second, first])[None], names)[0], fused, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_slices_of_a_batch_do_not_touch_each_other(fuser):
+    sources = noise(3, 2, 40, 40)
+    fused, _ = fuser(sources, ("PT", "MR"))
+    torch.testing.assert_close(fuser(sources[1:2], ("PT", "MR"))[0], fused[1:2])
+
+
+def test_a_volume_is_its_axial_slices_by_one_mapping(method):
+    stack = noise(2, 4, 24, 20).numpy() * np.array([0.4, 1, 0.7, 0.1])[:, None, None]
+    ct, mr = (
+        Volume(a, np.diag([1.0, 1, 3, 1]), m, display_range=(0, 1)) for a, m in zip(stack, ("CT", "MR"), strict=True)
+    )
+    whole = fuse([ct, mr], method, "volume", device="cpu")
+    one = fuse(
+        [v.__class__(v.array[1:2], v.affine, v.modality, display_range=(0, 1)) for v in (ct, mr)],
+        method,
+        "slice",
+        "axial",
+        "cpu",
+    )
+    np.testing.assert_allclose(whole.volume.array[1:2], one.volume.array, atol=1e-6)
+    assert len(whole.weights) == 2
+
+
+@torch.inference_mode()
+def test_the_skull_stays_solid_the_air_black_and_the_soft_tissue_true(fuser):
+    sources = head()[:2]
+    fused, _ = fuser(sources[None], ("CT", "MR"))
+    ct, mr, result = (255 * image.numpy() for image in (*sources, fused[0]))
+    found = skull_failures(ct, mr, result)
+    assert found["bone_level"] > 0.9 and found["bone_fill"] > 0.9 and found["bone_lost"] == 0
+    assert scalp_halo(ct, mr, result) == 0
+    inside = mr > 60
+    assert np.corrcoef(result[inside], mr[inside])[0, 1] > 0.8
+
+
+@torch.inference_mode()
+def test_the_hot_spot_stays_hot_without_dark_blotches(fuser):
+    sources = head()[[2, 1]]
+    fused, _ = fuser(sources[None], ("PT", "MR"))
+    found = uptake_failures(*(255 * image.numpy() for image in (*sources, fused[0])))
+    assert found["hot_contrast"] > 0.6
+    assert found["blotches"] == 0
+
+
+def test_the_reading_loss_tells_what_a_reader_would_miss():
+    from MedFusionLib.fusion.networks.pairwise import kinds_of
+    from MedFusionLib.fusion.training.pairs import reading_loss
+
+    ct, mr, pet = head()
+    kinds = torch.tensor([kinds_of(("CT", "MR"))])
+    sources = torch.stack([ct, mr])[None]
+    good = torch.where(ct > 0.9, ct, mr)[None, None]
+    dimmed = torch.where(ct > 0.9, 0.5 * ct, mr)[None, None]
+    assert reading_loss(sources, kinds, good).item() == pytest.approx(0)
+    assert reading_loss(sources, kinds, dimmed).item() == pytest.approx(0.49, abs=1e-3)
+    assert reading_loss(sources, kinds, torch.where(ct > 0.9, ct, 1 - mr)[None, None]).item() > 0.85
+    assert reading_loss(sources, torch.full_like(kinds, 3), dimmed).item() == 0
+    warm = torch.stack([pet, mr])[None], torch.tensor([kinds_of(("PT", "MR"))])
+    assert reading_loss(*warm, torch.maximum(pet, mr)[None, None]).item() == pytest.approx(0)
+    assert reading_loss(*warm, mr[None, None]).item() > 0.3
+
+
+def test_the_decoding_loss_trains_both_u_nets_and_wants_each_source_in_its_place():
+    from MedFusionLib.fusion.networks.fwnet_net import FWNet
+    from MedFusionLib.fusion.networks.pairwise import OTHER
+    from MedFusionLib.fusion.training.fwnet import decoding_loss
+    from MedFusionLib.fusion.weighing import weighted
+
+    torch.manual_seed(0)
+    network, sources, kinds = FWNet(), noise(1, 2, 32, 32), torch.tensor([[1, 2]])
+    fused = weighted(sources, network(sources, kinds))[:, None]
+    decoding_loss(network, sources, kinds, fused).backward()
+    for part in (network.left, network.right):
+        assert all(torch.isfinite(value.grad).all() for value in part.parameters())
+        assert any(value.grad.abs().max() > 0 for value in part.parameters())
+    network.decode = lambda fused: torch.cat([torch.zeros_like(fused), sources], 1)
+    assert decoding_loss(network, sources, kinds, fused.detach()).item() == pytest.approx(0, abs=1e-5)
+    assert decoding_loss(network, sources, kinds.flip(1), fused.detach()).item() > 0.3
+    assert decoding_loss(network, sources, torch.full_like(kinds, OTHER), fused.detach()).item() == 0
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not ATLAS.is_dir(), reason="the atlas images are not beside this checkout")
+def test_beats_average_without_failures_on_unseen_subjects(method):
+    from MedFusionLib.fusion.training import atlas
+    from MedFusionLib.fusion.training.score import score
+
+    pairs = atlas.pairs(ATLAS, ("CT-MRI",), held_back=True)[::4]
+    lost = []
+
+    def keep(pair, fused):
+        images = [255 * image for image in (*pair.images, fused)]
+        lost.append((skull_failures(*images)["bone_lost"], scalp_halo(*images)))
+
+    found, average = (
+        score(name, None, pairs, keep if name == method else None)["CT-MRI"] for name in (method, "average")
+    )
+    assert found["Qabf"][0] > average["Qabf"][0] + 0.1
+    assert found["SCD"][0] > max(average["SCD"][0] + 0.1, 1.205)
+    assert found["bone_solid"][0] > 0.95
+    assert found["background"][0] < 0.1
+    bone_lost, halo = np.nanmean(lost, 0)
+    assert bone_lost < 0.01 and halo < 1
