@@ -37,7 +37,8 @@ def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto"
 
     sources: scalar Volumes with the same grid (resample first). method: a name of `methods()`.
     mode: "volume" or "slice"; axis: "axial", "coronal" or "sagittal" (the nearest grid axis), for slices.
-    A 2-D method in volume mode fuses axial slices. One intensity mapping per volume, never per slice.
+    A 2-D method in volume mode fuses axial slices; a single slice is fused as it lies. One intensity mapping per
+    volume, never per slice.
     progress(fraction, message); cancelled() -> bool, asked before every batch.
 
     Raises VolumeError, GeometryError, MethodError, WeightsError, DeviceError, Cancelled.
@@ -118,7 +119,7 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
         if plane is None and hasattr(fuser, "fuse_volume"):
             fuser.fuse_volume(units, units.shape, modalities, store, step)
         else:
-            along = None if plane is None else first.anatomical_axis(plane)
+            along = None if plane is None else _slice_axis(first, plane)
             parts = list(_parts(units.shape, along, fuser.halo))
             for done, (outer, inner, cut) in enumerate(parts):
                 step(done, len(parts))
@@ -135,6 +136,12 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
                 store(inner, values, shares)
         step(1, 1)
     return fused, weights, getattr(fuser, "provenance", {})
+
+
+def _slice_axis(volume, plane):
+    """The array axis that slices follow each other on: of a single slice its own, whatever plane was asked for."""
+    single = [axis for axis, size in enumerate(volume.array.shape) if size == 1]
+    return single[0] if len(single) == 1 else volume.anatomical_axis(plane)
 
 
 def _parts(shape, along, halo):

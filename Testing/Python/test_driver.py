@@ -57,6 +57,18 @@ def test_slices_are_those_of_the_anatomical_axis(method, grid, axis):
     assert fused.same_grid(sources[0])
 
 
+@pytest.mark.parametrize("mode", ("volume", "slice"))
+@pytest.mark.parametrize("method", ("fwnet", "guided"))
+def test_a_single_slice_is_fused_as_it_lies(method, mode):
+    """Not row by row where it is a coronal or sagittal one."""
+    axial = scans((1, 40, 44))
+    flat = fuse(axial, method, mode, device="cpu").volume.array[0]
+    for axis in (1, 2):
+        turned = [source.with_array(np.moveaxis(source.array, 0, axis)) for source in axial]
+        fused = fuse(turned, method, mode, device="cpu").volume.array
+        np.testing.assert_allclose(np.moveaxis(fused, axis, 0)[0], flat, atol=1e-5)
+
+
 def registry_range(source):
     from MedFusionLib.normalize import display_range
 
