@@ -20,20 +20,32 @@ from ...volume import MODALITIES
 BANDS = 3
 """Finest detail, coarser detail, base."""
 
-FEATURES = 5
-"""Local features per source and level, see `level_features`."""
+FEATURES = 6
+"""Local features per source and level, see `MedFusionNet.features`."""
+
+CHUNK = 2**13
+"""Voxels that go through the layers at a time on a CPU, so that what lies between stays in the processor's cache."""
 
 
 def shrink(image):
     """Means of 2 x 2 (x 2) blocks. image: (B, C, *spatial), even sizes."""
-    return (F.avg_pool2d if image.ndim == 4 else F.avg_pool3d)(image, 2)
+    for axis in range(2, image.ndim):
+        first, second = image.unflatten(axis, (-1, 2)).unbind(axis + 1)
+        image = first + second
+    return image.mul_(0.5 ** (image.ndim - 2))
 
 
 def smooth(image):
     """Means of the 3 x 3 (x 3) voxels around each voxel; the border repeats beyond the image."""
-    rank = image.ndim - 2
-    padded = F.pad(image, (1, 1) * rank, mode="replicate")
-    return (F.avg_pool2d if rank == 2 else F.avg_pool3d)(padded, 3, stride=1)
+    for axis in range(2, image.ndim):
+        n = image.shape[axis]
+        total = image.clone()
+        total.narrow(axis, 1, n - 1).add_(image.narrow(axis, 0, n - 1))
+        total.narrow(axis, 0, n - 1).add_(image.narrow(axis, 1, n - 1))
+        total.narrow(axis, 0, 1).add_(image.narrow(axis, 0, 1))
+        total.narrow(axis, n - 1, 1).add_(image.narrow(axis, n - 1, 1))
+        image = total
+    return image.mul_(1 / 3 ** (image.ndim - 2))
 
 
 def grow(image):
@@ -58,15 +70,17 @@ def grow(image):
     return image
 
 
-def slope(image):
-    """Length of the central-difference gradient per voxel step, along the border that of the inner axes."""
-    total = torch.zeros_like(image)
+def gradients(image):
+    """Central differences per voxel step, one tensor for each spatial axis; zero on the border of their axis."""
+    found = []
     for axis in range(2, image.ndim):
         n = image.shape[axis]
+        step = torch.zeros_like(image)
         if n > 2:
-            step = image.narrow(axis, 2, n - 2) - image.narrow(axis, 0, n - 2)
-            total.narrow(axis, 1, n - 2).addcmul_(step, step)
-    return (total + 4e-8).sqrt() / 2
+            inner = step.narrow(axis, 1, n - 2)
+            torch.sub(image.narrow(axis, 2, n - 2), image.narrow(axis, 0, n - 2), out=inner).mul_(0.5)
+        found.append(step)
+    return found
 
 
 def pyramid(image, levels):
@@ -104,11 +118,13 @@ class Pointwise(nn.Module):
             offset = offset + own + (others.sum(0) - others) / (len(modalities) - 1)
         return offset.flatten()
 
-    def forward(self, image, modalities):
-        """image: (B, S * inputs, *spatial); modalities: (S,) indices into `MODALITIES`."""
-        matrix = self._matrix(len(modalities))
-        apply = F.conv2d if image.ndim == 4 else F.conv3d
-        return apply(image, matrix.view(*matrix.shape, *(1,) * (image.ndim - 2)), self._offset(modalities))
+    def of(self, modalities):
+        """The layer for sources of these modalities ((S,) indices into `MODALITIES`).
+
+        A function of (B, S * inputs, N) voxels that returns (B, S * outputs, N).
+        """
+        matrix, offset = self._matrix(len(modalities)), self._offset(modalities)[:, None]
+        return lambda voxels: torch.baddbmm(offset, matrix.expand(len(voxels), -1, -1), voxels)
 
 
 class MedFusionNet(nn.Module):
@@ -118,13 +134,13 @@ class MedFusionNet(nn.Module):
     levels: halvings of the pyramid. Sizes must be multiples of 2**levels: see `fuse`.
     """
 
-    def __init__(self, width=16, fine_width=8, levels=4):
+    def __init__(self, width=24, fine_width=12, levels=4):
         super().__init__()
         self.levels = levels
         widths = [fine_width] + [width] * levels
         self.enter = nn.ModuleList(Pointwise(FEATURES, n) for n in widths)
         self.descend = nn.ModuleList(Pointwise(width, n, by_modality=False) for n in widths[:-1])
-        self.mix = nn.ModuleList(Pointwise(n, n) for n in widths[1:])
+        self.mix = nn.ModuleList(Pointwise(n, n) for n in widths)
         self.leave = Pointwise(fine_width, BANDS, gain=0.3)
 
     def gather(self, images, level, texture):
@@ -134,46 +150,116 @@ class MedFusionNet(nn.Module):
         """
         image = images[level]
         coarser = grow(images[level + 1]) if level < self.levels else smooth(image)
-        detail = (image - coarser).abs()
-        texture = smooth(detail) if texture is None else 0.7 * texture + 0.5 * smooth(detail)
+        detail = (image - coarser).abs_()
+        texture = smooth(detail) if texture is None else smooth(detail).mul_(0.5).add_(texture, alpha=0.7)
         return coarser, detail, texture
 
-    def refine(self, level, image, gathered, hidden, modalities):
-        """Hidden features of a level, from its image, what was gathered, and those of the next coarser level."""
-        coarser, detail, texture = gathered
-        local = torch.stack([image, coarser, 4 * detail, 4 * slope(image), 4 * texture], 2).flatten(1, 2)
-        here = self.enter[level](local, modalities)
-        if hidden is not None:
-            here = here + grow(self.descend[level](hidden, modalities))
-        here = torch.relu_(here)
-        return torch.relu_(self.mix[level - 1](here, modalities)) if level else here
-
-    def band_weights(self, hidden, modalities):
-        """(B, S, BANDS, *spatial), summing to 1 over the sources, from the hidden features of level 0."""
-        return self.leave(hidden, modalities).unflatten(1, (len(modalities), BANDS)).softmax(1)
-
-    def forward(self, sources, modalities):
-        """Band weights (B, S, BANDS, *spatial), which sum to 1 over the sources.
-
-        sources: (B, S, *spatial), 0..1. modalities: (S,) indices into `MODALITIES`.
+    def features(self, image, gathered):
+        """(B, S * FEATURES, voxels) of a level: the image, the next coarser one, the detail between them, the slope,
+        the texture, and how far the slope runs along those of the other sources (their mean dot product over the
+        sum of the lengths).
         """
-        images = pyramid(sources, self.levels)
+        coarser, detail, texture = gathered
+        sources = image.shape[1]
+        square = torch.zeros_like(image)
+        along = torch.zeros_like(image)
+        for step in gradients(image):
+            square.addcmul_(step, step)
+            along.addcmul_(step, (step.sum(1, keepdim=True) - step))
+        slope = square.add_(1e-8).sqrt()
+        rest = slope.sum(1, keepdim=True) - slope
+        along /= torch.add(slope * (sources - 1), rest).add_(0.01 * (sources - 1))
+        local = torch.stack([image / 4, coarser / 4, detail, slope, texture, along], 2)
+        return local.mul_(4).flatten(3).flatten(1, 2)
+
+    def refine(self, level, image, gathered, hidden, modalities):
+        """Hidden features of a level above 0: of its image, what was gathered, and those of the next coarser level."""
+        given = [self.features(image, gathered)]
+        if hidden is not None:
+            given.append(self._descended(level, hidden, modalities))
+        layers = self._layers(level, modalities)
+        return _in_chunks(lambda *voxels: _hidden(layers, *voxels), given).unflatten(2, image.shape[2:])
+
+    def band_weights(self, image, gathered, hidden, modalities):
+        """(B, S, BANDS, *spatial), summing to 1 over the sources, from what level 0 has and the hidden of level 1."""
+        given = self.features(image, gathered), self._descended(0, hidden, modalities)
+        bands = self._bands(self._layers(0, modalities), self.leave.of(modalities), *given)
+        return bands.unflatten(3, image.shape[2:])
+
+    def weights(self, image, gathered, base, hidden, modalities):
+        """`settle`d weights per voxel, (B, S, *spatial): what `band_weights`, `blend` and `settle` give in turn.
+
+        base: of the `blend`, (B, S, *spatial).
+        """
+        layers, leave = self._layers(0, modalities), self.leave.of(modalities)
+
+        def weigh(local, descended, image, low, base):
+            bands = self._bands(layers, leave, local, descended)
+            return settle(image, blend(image, low, base, bands), bands[:, :, -1])
+
+        given = self.features(image, gathered), self._descended(0, hidden, modalities)
+        flat = [part.flatten(2) for part in (image, gathered[0], base)]
+        return _in_chunks(weigh, [*given, *flat]).unflatten(2, image.shape[2:])
+
+    def _layers(self, level, modalities):
+        return self.enter[level].of(modalities), self.mix[level].of(modalities)
+
+    def _descended(self, level, hidden, modalities):
+        less = self.descend[level].of(modalities)(hidden.flatten(2))
+        return grow(less.unflatten(2, hidden.shape[2:])).flatten(2)
+
+    def _bands(self, layers, leave, local, descended):
+        hidden = _hidden(layers, local, descended)
+        return leave(hidden).unflatten(1, (-1, BANDS)).softmax(1)
+
+    def collect(self, images):
+        """What `gather` finds at every level of a `pyramid` of levels + 1 images."""
         gathered = []
         for level in range(self.levels + 1):
             gathered.append(self.gather(images, level, shrink(gathered[-1][2]) if level else None))
-        hidden = None
-        for level in range(self.levels, -1, -1):
+        return gathered
+
+    def descend_to(self, last, images, gathered, hidden, modalities):
+        """Hidden features of level `last`, from those of the level above the coarsest in `images`, None at the top."""
+        for level in range(len(images) - 1, last - 1, -1):
             hidden = self.refine(level, images[level], gathered[level], hidden, modalities)
-        return self.band_weights(hidden, modalities)
+        return hidden
+
+    def forward(self, sources, modalities):
+        """(band weights (B, S, BANDS, *spatial), which sum to 1 over the sources; their blend (B, *spatial)).
+
+        sources: (B, S, *spatial), 0..1. modalities: (S,) indices into `MODALITIES`. The blend may leave the range
+        of the sources: see `settle`.
+        """
+        images = pyramid(sources, self.levels)
+        gathered = self.collect(images)
+        hidden = self.descend_to(1, images, gathered, None, modalities)
+        bands = self.band_weights(sources, gathered[0], hidden, modalities)
+        return bands, blend(sources, gathered[0][0], grow(gathered[1][0]), bands)
 
 
-def blend(sources, band_weights):
-    """The sum of the weighted bands, (B, *spatial): may leave the range of the sources, see `settle`."""
-    first, second = pyramid(sources, 2)[1:]
-    low = grow(first)
-    base = grow(grow(second))
+def _hidden(layers, local, descended=None):
+    enter, mix = layers
+    here = enter(local)
+    if descended is not None:
+        here += descended
+    return mix(here.relu_()).relu_()
+
+
+def _in_chunks(work, given):
+    """work(*given), some voxels (last axis) at a time where that is faster: on a CPU, with no gradient to follow."""
+    if given[0].device.type != "cpu" or torch.is_grad_enabled():
+        return work(*given)
+    return torch.cat([work(*some) for some in zip(*(part.split(CHUNK, -1) for part in given), strict=True)], -1)
+
+
+def blend(sources, low, base, band_weights):
+    """The sum of the weighted bands, (B, *spatial): may leave the range of the sources, see `settle`.
+
+    sources, and the same from a pyramid's next two levels, grown to their size: (B, S, *spatial) each.
+    """
     fine, coarse, rest = band_weights.unbind(2)
-    return (fine * (sources - low) + coarse * (low - base) + rest * base).sum(1)
+    return (fine * (sources - low)).addcmul_(coarse, low - base).addcmul_(rest, base).sum(1)
 
 
 def settle(sources, wanted, weights):
@@ -206,7 +292,8 @@ def fuse(network, sources, modalities):
     step = 2**network.levels
     pad = [n for length in reversed(size) for n in (0, -length % step)]
     padded = F.pad(sources, pad, mode="replicate") if any(pad) else sources
-    bands = network(padded, modalities)
-    inner = (..., *(slice(0, length) for length in size))
-    wanted = blend(padded, bands)[inner]
-    return settle(sources, wanted, bands[:, :, -1][inner])
+    images = pyramid(padded, network.levels)
+    gathered = network.collect(images)
+    hidden = network.descend_to(1, images, gathered, None, modalities)
+    weights = network.weights(padded, gathered[0], grow(gathered[1][0]), hidden, modalities)
+    return weights[(..., *(slice(0, length) for length in size))]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..threads import spread
-from .medfusion_net import blend, pyramid, settle, shrink
+from .medfusion_net import grow, pyramid, shrink
 
 CUT = 3
 """Levels below this one are computed in tiles."""
@@ -75,15 +75,12 @@ def _gather(network, images):
 def _coarse(network, image, texture, modalities):
     """Hidden features of level `CUT` of the whole volume."""
     images = [None] * CUT + pyramid(image, network.levels - CUT)
-    gathered = {}
+    gathered = [None] * CUT
     for level in range(CUT, network.levels + 1):
-        gathered[level] = network.gather(images, level, texture)
+        gathered.append(network.gather(images, level, texture))
         if level < network.levels:
             texture = shrink(gathered[level][2])
-    hidden = None
-    for level in range(network.levels, CUT - 1, -1):
-        hidden = network.refine(level, images[level], gathered[level], hidden, modalities)
-    return hidden
+    return network.descend_to(CUT, images, gathered, None, modalities)
 
 
 def _fine(network, tiles, core, hidden, modalities):
@@ -91,19 +88,16 @@ def _fine(network, tiles, core, hidden, modalities):
     window = tiles.around(core, CONTEXT)
     images = pyramid(tiles.read(window), CUT)
     gathered = _gather(network, images)
-    hidden = hidden[_scaled(window, CUT)]
-    for level in range(CUT - 1, 0, -1):
-        hidden = network.refine(level, images[level], gathered[level], hidden, modalities)
+    hidden = network.descend_to(1, images[:CUT], gathered, hidden[_scaled(window, CUT)], modalities)
     # Full resolution costs most: it gets no more context than it needs.
     rim = tiles.around(core, RIM)
     crop = _within(rim, window)
     sources = images[0][_scaled(crop, 0)]
     local = [part[_scaled(crop, 0)] for part in gathered[0]]
-    hidden = network.refine(0, sources, local, hidden[_scaled(crop, 1)], modalities)
-    bands = network.band_weights(hidden, modalities)
+    base = grow(gathered[1][0][_scaled(crop, 1)])
+    weights = network.weights(sources, local, base, hidden[_scaled(crop, 1)], modalities)
     inner = _scaled(_within(core, rim), 0)
-    sources, wanted = sources[inner], blend(sources, bands)[inner]
-    weights = settle(sources, wanted, bands[:, :, -1][inner])
+    sources, weights = sources[inner], weights[inner]
     return (weights * sources).sum(1), weights
 
 

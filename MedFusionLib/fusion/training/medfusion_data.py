@@ -16,15 +16,18 @@ SIZE = 256
 
 MARGIN = 8
 
+HOTTEST, WARM = 0.03, 0.4
+"""The hottest part of the head is a hot spot, where its uptake is above this."""
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
     """Registered slices of one head.
 
     images: float32 (S, SIZE, SIZE), 0..1. modalities: S DICOM terms. group: what is sampled evenly (an atlas
-    folder or "phantom"); subject: what is kept together when data is split. head, bone, soft: boolean masks
+    folder or "phantom"); subject: what is kept together when data is split. head, bone, soft, hot: boolean masks
     (SIZE, SIZE): inside the head; the inner part of bone, empty where no source is CT; soft tissue away from
-    bone and skin.
+    bone and skin; high uptake, empty where no source is PET or SPECT.
     """
 
     images: np.ndarray
@@ -35,6 +38,7 @@ class Example:
     head: np.ndarray
     bone: np.ndarray
     soft: np.ndarray
+    hot: np.ndarray
 
 
 def head_mask(images):
@@ -55,7 +59,11 @@ def example(images, modalities, group, subject, name, bone_level=230 / 255):
     if "CT" in modalities:
         bone = (images[modalities.index("CT")] >= bone_level) & head
     soft = ndimage.binary_erosion(head, iterations=4) & ~ndimage.binary_dilation(bone, iterations=3)
-    return Example(images, modalities, group, subject, name, head, ndimage.binary_erosion(bone), soft)
+    uptake = [image for image, modality in zip(images, modalities, strict=True) if modality in ("PT", "NM")]
+    hot = np.zeros_like(head)
+    if uptake:
+        hot = head & (uptake[0] >= max(WARM, np.quantile(uptake[0][head], 1 - HOTTEST)))
+    return Example(images, modalities, group, subject, name, head, ndimage.binary_erosion(bone), soft, hot)
 
 
 def read_atlas(folder, held_back=None, scalar=False):
@@ -105,7 +113,7 @@ def folds(subjects, count):
 
 
 def augment(one, rng):
-    """(images (S, h, w), modalities, head, bone, soft) of an example, cropped to the head and sometimes altered.
+    """(images (S, h, w), modalities, head, bone, soft, hot) of an example, cropped to the head and sometimes altered.
 
     Contrast, brightness and noise stand for the windows and scanners that the atlas lacks; now and then a
     modality is withheld (OT), so that unknown ones work too.
@@ -116,8 +124,9 @@ def augment(one, rng):
         slice(max(0, span[0] - extra), min(SIZE, span[-1] + MARGIN + 1))
         for span, extra in zip((rows, columns), jitter, strict=True)
     )
-    images, head, bone, soft = (
-        torch.from_numpy(np.ascontiguousarray(x[(..., *cut)])) for x in (one.images, one.head, one.bone, one.soft)
+    images, head, bone, soft, hot = (
+        torch.from_numpy(np.ascontiguousarray(x[(..., *cut)]))
+        for x in (one.images, one.head, one.bone, one.soft, one.hot)
     )
     modalities = list(one.modalities)
     if rng.random() < 0.35:
@@ -130,7 +139,7 @@ def augment(one, rng):
             images = (images + noise.float()).clamp(0, 1)
     if rng.random() < 0.1:
         modalities[rng.randrange(len(modalities))] = "OT"
-    return images, modalities, head.float(), bone.float(), soft.float()
+    return images, modalities, head.float(), bone.float(), soft.float(), hot.float()
 
 
 class Sampler:

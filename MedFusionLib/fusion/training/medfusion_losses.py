@@ -1,7 +1,8 @@
 """What MedFusion's own network is trained for: fusion measures that a gradient can follow.
 
-All images are (B, 1, H, W) tensors, 0..1, and every measure answers one value per image. They follow the
-published definitions closely enough to train by; the figures that people read come from `MedFusionLib.metrics`.
+Images are (B, 1, H, W) tensors, 0..1, where nothing else is said, and every measure answers one value per image.
+They follow the published definitions closely enough to train by; the figures that people read come from
+`MedFusionLib.metrics`.
 """
 
 from __future__ import annotations
@@ -69,20 +70,26 @@ def _gaussian(image, pad):
 
 
 def structure(first, second, pad=True):
-    """Maps (B, H, W) of SSIM and of its contrast-structure part (Wang et al. 2004, 11 x 11 Gaussian window)."""
-    moments = torch.cat([first, second, first * first, second * second, first * second], 1)
-    mean1, mean2, square1, square2, product = _gaussian(moments, pad).unbind(1)
+    """Maps (B, S, H, W) of SSIM and of its contrast-structure part (Wang et al. 2004, 11 x 11 Gaussian window).
+
+    first: (B, S, H, W), S images that are each compared with second: (B, 1, H, W), or one for each.
+    """
+    one, other = first.shape[1], second.shape[1]
+    mean1, square1 = _gaussian(torch.cat([first, first * first], 1), pad).split(one, 1)
+    mean2, square2, product = _gaussian(torch.cat([second, second * second, first * second], 1), pad).split(
+        [other, other, max(one, other)], 1
+    )
     contrast = (2 * (product - mean1 * mean2) + C2) / (square1 - mean1**2 + square2 - mean2**2 + C2)
     return contrast * (2 * mean1 * mean2 + C1) / (mean1**2 + mean2**2 + C1), contrast
 
 
 def multiscale_structure(first, second):
-    """MS-SSIM (Wang et al. 2003). Images must be at least 176 wide."""
+    """MS-SSIM (Wang et al. 2003), (B, S). Images, of shapes as `structure` takes them, must be at least 176 wide."""
     result = 1.0
     for scale, weight in enumerate(SCALE_WEIGHTS):
         whole, contrast = structure(first, second, pad=False)
         value = whole if scale == len(SCALE_WEIGHTS) - 1 else contrast
-        result = result * value.mean((1, 2)).clamp_min(1e-4) ** weight
+        result = result * value.mean((2, 3)).clamp_min(1e-4) ** weight
         first, second = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
     return result
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from ...volume import MODALITIES
 from .. import weights
-from ..networks.medfusion_net import MedFusionNet, blend
+from ..networks.medfusion_net import MedFusionNet
 from . import atlas, medfusion_card
 from . import medfusion_data as data
 from . import medfusion_losses as losses
@@ -40,30 +40,31 @@ class Settings:
     brightest source, which costs the MRI's contrast.
     """
 
-    steps: int = 350
+    steps: int = 1800
     batch: int = 3
-    rate: float = 8e-3
+    rate: float = 6e-3
     decay: float = 1e-4
     seed: int = 0
-    gradients: float = 5.0
-    artefacts: float = 6.0
-    structure: float = 6.0
-    scales: float = 4.0
-    complement: float = 2.2
-    complement_bone: float = 1.7
-    soft_correlation: float = 6.0
-    soft_edges: float = 3.0
-    bone: float = 10.0
+    gradients: float = 10.0
+    artefacts: float = 18.0
+    structure: float = 7.0
+    scales: float = 7.0
+    complement: float = 2.7
+    complement_bone: float = 4.3
+    soft_correlation: float = 14.0
+    soft_edges: float = 8.0
+    bone: float = 15.0
+    hot: float = 10.0
     range: float = 0.2
 
 
-SOFT_CORRELATION, SOFT_EDGES, BONE = 0.92, 0.89, 0.85
-"""Enough: beyond these a better soft tissue or brighter bone earns nothing."""
+SOFT_CORRELATION, SOFT_EDGES, BONE, HOT = 0.905, 0.9, 0.85, 0.97
+"""Enough: beyond these a better soft tissue, brighter bone or hotter uptake earns nothing."""
 
 
 def loss(network, one, rng, settings):
     """Loss of one augmented example, a scalar tensor."""
-    images, names, head, bone, soft = data.augment(one, rng)
+    images, names, head, bone, soft, hot = data.augment(one, rng)
     index = torch.tensor([MODALITIES.index(name) for name in names])
     fused, excess = _forward(network, images[None], index)
     canvas = [0, data.SIZE - fused.shape[-1], 0, data.SIZE - fused.shape[-2]]
@@ -78,13 +79,14 @@ def loss(network, one, rng, settings):
         total = total + (
             settings.artefacts * artefacts - settings.gradients * kept - complement_weight * complement
         ).sum() / len(pairs)
-    padded = F.pad(fused, canvas)
-    for source in sources:
-        inside = (losses.structure(source, fused)[0] * head).sum() / head.sum()
-        scales = losses.multiscale_structure(F.pad(source, canvas), padded).sum()
-        total = total - (settings.structure * inside + settings.scales * scales) / len(sources)
+    inside = (losses.structure(images[None], fused)[0] * head).sum() / head.sum()
+    scales = losses.multiscale_structure(F.pad(images[None], canvas), F.pad(fused, canvas)).sum()
+    total = total - (settings.structure * inside + settings.scales * scales) / len(sources)
     if "CT" in one.modalities:
         total = total + _reading(one.modalities, sources, fused, bone, soft, settings)
+    for source, modality in zip(sources, one.modalities, strict=True):
+        if modality in ("PT", "NM"):
+            total = total + settings.hot * _dimmed(source, fused, hot, HOT)
     return total
 
 
@@ -93,7 +95,7 @@ def _forward(network, sources, index):
     size = sources.shape[2:]
     step = 2**network.levels
     padded = F.pad(sources, (0, -size[1] % step, 0, -size[0] % step), mode="replicate")
-    wanted = blend(padded, network(padded, index))
+    _, wanted = network(padded, index)
     settled = wanted.maximum(padded.amin(1)).minimum(padded.amax(1))
     inner = (..., slice(size[0]), slice(size[1]))
     return settled[inner][:, None], (wanted - settled).abs().mean()
@@ -103,9 +105,7 @@ def _reading(modalities, sources, fused, bone, soft, settings):
     """What a reader of CT with MRI would miss: solid bone, true soft tissue."""
     total = fused.new_zeros(())
     if bone.sum() > 50:
-        where = bone > 0
-        ratio = fused[0, 0][where] / (sources[modalities.index("CT")][0, 0][where] + 1e-3)
-        total = total + settings.bone * F.relu(BONE - ratio).mean()
+        total = total + settings.bone * _dimmed(sources[modalities.index("CT")], fused, bone, BONE)
     if "MR" in modalities and "PT" not in modalities and soft.sum() > 200:
         mr, where = sources[modalities.index("MR")], soft > 0
         correlation = losses.correlation(fused[0, 0][where][None], mr[0, 0][where][None]).sum()
@@ -113,6 +113,12 @@ def _reading(modalities, sources, fused, bone, soft, settings):
         total = total + settings.soft_correlation * F.relu(SOFT_CORRELATION - correlation)
         total = total + settings.soft_edges * F.relu(SOFT_EDGES - edges)
     return total
+
+
+def _dimmed(source, fused, where, share):
+    """By how much the fusion falls short of a share of a source in a mask (h, w), relative to it, mean."""
+    ratio = fused[0, 0] / (source[0, 0] + 1e-3)
+    return (F.relu(share - ratio) * where).sum() / where.sum().clamp_min(1)
 
 
 def train(examples, settings, checkpoint=None, progress=None, keep_every=100):
@@ -172,7 +178,7 @@ def main():
     parser.add_argument("--data", required=True, help="folder of the atlas: CT-MRI, PET-MRI and SPECT-MRI")
     parser.add_argument("--state", required=True, help="folder that keeps checkpoints and scores")
     parser.add_argument("--steps", type=int, default=Settings.steps)
-    parser.add_argument("--folds", type=int, default=3, help="of the cross-validation by subject; 0: none")
+    parser.add_argument("--folds", type=int, default=2, help="of the cross-validation by subject; 0: none")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings, state = Settings(steps=options.steps), Path(options.state)
@@ -190,8 +196,9 @@ def main():
     weights.save(WEIGHTS, network)
     rows = {"held back": medfusion_card.measure(network, [one for one in examples if held_back(one)])}
     _write_card(settings, rows)
-    if options.folds:
-        rows["cross-validated"] = []
+    if not options.folds:
+        return
+    rows["cross-validated"] = []
     for n, subjects in enumerate(data.folds([one.subject for one in examples], options.folds)):
         log.info("fold %d of %d", n + 1, options.folds)
         seen = [one for one in examples + extra if one.subject not in subjects]
