@@ -1,0 +1,143 @@
+"""The verdict on a registration: right ones pass, wrong ones do not."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from MedFusionLib import phantom
+from MedFusionLib.registration import register
+from MedFusionLib.registration.driver import LEVELS
+from MedFusionLib.registration.quality import judge
+
+
+@pytest.fixture(scope="module")
+def head():
+    pytest.importorskip("nilearn", reason="the phantom needs nilearn: pip install .[test]")
+    return phantom.make(seed=5, spacing=2)
+
+
+@pytest.fixture(scope="module")
+def judged(head):
+    """judge(step, displacement): the verdict on the true CT -> MRI map after a `step` in the CT's space."""
+    import torch
+
+    from MedFusionLib.registration.images import Image
+
+    # As `register` does: threads that wait for each other cost far more than they give.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    images = [Image(v, LEVELS, "cpu") for v in (head.ct, head.mr)]
+    truth = np.linalg.inv(head.truth["MR"])
+
+    def judged(step, displacement=None):
+        return judge(*images, truth @ step, displacement, 0)
+
+    yield judged
+    torch.set_num_threads(before)
+
+
+def step(shift=(0, 0, 0), turn=(0, 0, 0), center=(0, -12, 3)):
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(turn, degrees=True).as_matrix()
+    matrix[:3, 3] = np.array(center) - matrix[:3, :3] @ np.array(center) + shift
+    return matrix
+
+
+def test_the_truth_is_good(judged):
+    quality = judged(np.eye(4))
+    assert quality.verdict == "good", quality
+    assert quality.inverse_consistency < 1 and quality.sharpness > 1.2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("amount", [-16, -7, 7, 16])
+def test_near_misses_are_not_good(judged, axis, amount):
+    vector = amount * np.eye(3)[axis]
+    for wrong in (step(shift=vector), step(turn=1.3 * vector)):
+        quality = judged(wrong)
+        assert quality.verdict != "good", quality
+        assert quality.reason
+
+
+@pytest.fixture(scope="module")
+def straight(head):
+    """The true map as a displacement on the CT's grid, (K, J, I, 3), and the places of its voxels."""
+    k, j, i = np.indices(head.ct.array.shape)
+    places = np.stack([i, j, k], -1) @ head.ct.affine[:3, :3].T + head.ct.affine[:3, 3]
+    truth = np.linalg.inv(head.truth["MR"])
+    return places @ (truth[:3, :3] - np.eye(3)).T + truth[:3, 3], places
+
+
+@pytest.mark.parametrize(
+    ("height", "good"), [((0, 0, 0), True), ((12, 0, 0), False), ((0, -15, 0), False), ((0, 5, 8), False)]
+)
+def test_a_false_bump_is_not_good(head, judged, straight, height, good):
+    field, places = straight
+    distance = np.linalg.norm(places - (-25.0, -15.0, 20.0), axis=-1)
+    wrong = field + np.exp(-((distance / 25) ** 2) / 2)[..., None] * np.array(height, float)
+    quality = judged(np.eye(4), head.ct.with_array(wrong.astype(np.float32)))
+    assert (quality.verdict == "good") == good, quality
+    assert quality.folded == 0 and (quality.unsupported > 4) != good
+
+
+def test_a_folded_deformation_failed(head, judged, straight):
+    field, places = straight
+    inside = np.linalg.norm(places - (0, -12, 10), axis=-1) < 30
+    folded = field - 2.5 * (places - (0, -12, 10)) * inside[..., None]
+    quality = judged(np.eye(4), head.ct.with_array(folded.astype(np.float32)))
+    assert quality.verdict == "failed" and quality.folded > 0 and "folds" in quality.reason
+
+
+def one_sided(volume, to_head):
+    """The scan with a mass on the patient's left: what patients have and the phantom lacks."""
+    k, j, i = np.indices(volume.array.shape)
+    places = np.stack([i, j, k, np.ones_like(i)], -1) @ (to_head @ volume.affine).T
+    array = volume.array.astype(np.float32)
+    for center, radius in (((-36, 12, 22), 32), ((-36, -60, 12), 30)):
+        inside = np.linalg.norm(places[..., :3] - center, axis=-1) < radius
+        array[inside] = np.percentile(array, 99)
+    return volume.with_array(array)
+
+
+def test_a_mirrored_scan_is_found_out(head):
+    ct, mr = one_sided(head.ct, np.eye(4)), one_sided(head.mr, head.truth["MR"])
+    right = register(ct, mr)
+    assert right.quality.verdict == "good" and right.quality.mirrored < 0.98, right.quality
+    flipped = np.flip(mr.array, mr.anatomical_axis("sagittal"))
+    wrong = register(ct, mr.with_array(np.ascontiguousarray(flipped)))
+    assert wrong.quality.verdict == "check" and "mirror" in wrong.quality.reason, wrong.quality
+
+
+def test_a_slab_of_the_head_can_be_good(head):
+    ct = head.ct
+    first, count = int(0.5 * ct.size[2]), round(40 / ct.spacing[2])
+    affine = ct.affine.copy()
+    affine[:3, 3] += first * affine[:3, 2]
+    slab = ct.with_array(np.ascontiguousarray(ct.array[first : first + count]), affine=affine)
+    assert register(head.mr, slab).quality.verdict == "good"
+
+
+@pytest.mark.parametrize("spoil", ["noise", "elsewhere", "limb"])
+def test_nothing_in_common_is_not_good(head, spoil):
+    rng = np.random.default_rng(0)
+    moving, options = head.mr, {}
+    if spoil == "noise":
+        moving = moving.with_array(rng.normal(size=moving.array.shape).astype(np.float32))
+    elif spoil == "elsewhere":
+        options = {"initial": step(shift=(700, 0, 0))}
+    else:
+        y, x = np.indices(moving.array.shape[1:]) - np.array(moving.array.shape[1:])[:, None, None] / 2
+        leg = 300.0 * (np.hypot(x, y) < 30) + 500 * (np.hypot(x - 5, y) < 8)
+        leg = np.broadcast_to(leg, moving.array.shape) + rng.normal(0, 10, moving.array.shape)
+        moving = moving.with_array(leg.astype(np.float32))
+    quality = register(head.ct, moving, **options).quality
+    assert quality.verdict != "good" and quality.reason
+
+
+def test_a_deformation_between_unlike_grids_is_good_or_called_out(head):
+    """Of two scans that only a rigid motion lies between."""
+    found = register(head.ct, head.mr, model="deformable")
+    points = np.c_[head.head, np.ones(len(head.head))]
+    there = found.to_moving(head.head)
+    error = np.linalg.norm(there - (points @ np.linalg.inv(head.truth["MR"]).T)[:, :3], axis=1)
+    assert np.percentile(error, 95) < 5 or found.quality.verdict != "good", found.quality
