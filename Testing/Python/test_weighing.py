@@ -1,4 +1,4 @@
-"""FW-Net: its weight maps, its geometry, what its losses measure, and its figures on unseen subjects."""
+"""FW-Net and feature extraction: weight maps, geometry, what their losses measure, and figures on unseen subjects."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from MedFusionLib.metrics.failures import scalp_halo, skull_failures, uptake_fai
 
 torch = pytest.importorskip("torch")
 ATLAS = Path(__file__).parents[3] / "shared" / "data" / "harvard"
-METHODS = ("fwnet",)
+METHODS = ("fwnet", "feature_concatenation", "feature_attention")
 
 
 @pytest.fixture(params=METHODS, scope="module")
@@ -151,6 +151,60 @@ def test_the_decoding_loss_trains_both_u_nets_and_wants_each_source_in_its_place
     assert decoding_loss(network, sources, kinds, fused.detach()).item() == pytest.approx(0, abs=1e-5)
     assert decoding_loss(network, sources, kinds.flip(1), fused.detach()).item() > 0.3
     assert decoding_loss(network, sources, torch.full_like(kinds, OTHER), fused.detach()).item() == 0
+
+
+def features(*kinds, width=12):
+    """(1, S, width, 6, 5) features of 0 or more, and kinds (1, S)."""
+    return noise(1, len(kinds), width, 6, 5), torch.tensor([kinds])
+
+
+def test_concatenation_puts_each_kind_at_its_place():
+    from MedFusionLib.fusion.networks.feature_net import Concatenation
+
+    found, kinds = features(1, 0, 1)
+    side_by_side = Concatenation(12)(found, kinds).unflatten(1, (4, 12))[0]
+    torch.testing.assert_close(side_by_side[0], found[0, 1])
+    torch.testing.assert_close(side_by_side[1], torch.maximum(found[0, 0], found[0, 2]))
+    assert side_by_side[2:].abs().max() == 0
+
+
+@torch.inference_mode()
+def test_attention_follows_its_scores():
+    from MedFusionLib.fusion.networks.feature_net import Attention
+
+    found, kinds = features(0, 1, 2)
+    attention = Attention(12)
+    attention.score.weight.zero_()
+    attention.score.bias.zero_()
+    torch.testing.assert_close(attention(found, kinds), found.mean(1))
+    for n in range(12):
+        attention.score.weight[n, n, 1, 1] = 1e4
+    torch.testing.assert_close(attention(found, kinds), found.amax(1), atol=1e-3, rtol=0)
+
+
+def test_a_branch_sees_its_own_kind_alone():
+    from MedFusionLib.fusion.networks.feature_net import FeatureNet
+
+    torch.manual_seed(0)
+    network, images, kinds = FeatureNet("attention"), noise(2, 2, 16, 16), torch.tensor([[0, 1], [1, 3]])
+    scales = network.extract(images, kinds)
+    for n, kind in ((0, 1), (1, 0)):
+        alone = network.branches[1](images[n, kind][None, None])
+        for one, scale in zip(alone, scales, strict=True):
+            torch.testing.assert_close(scale[n, kind], one[0])
+    assert [tuple(scale.shape[3:]) for scale in scales] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    scales[0][:, 1].sum().backward()
+    assert network.branches[2].scales[0][0].conv.weight.grad is None
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rule", ["concatenation", "attention"])
+def test_pet_leads_where_it_is_hot_and_mri_where_anatomy_is_fine(rule):
+    sources = head()[[2, 1]]
+    share = registry.load(f"feature_{rule}", torch.device("cpu"))(sources[None], ("PT", "MR"))[1][0, 0]
+    hot, brain = sources[0] > 0.8, (sources[1] > 0.3) & (sources[0] < 0.3)
+    assert share[hot].mean() > 0.7
+    assert share[brain].mean() < 0.3
 
 
 @pytest.mark.data

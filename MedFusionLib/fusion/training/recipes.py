@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from ..networks.autoencoder_net import AutoencoderNet
 from ..networks.boltzmann_net import BoltzmannNet, RBMNet
+from ..networks.feature_net import RULES, FeatureNet
 from ..networks.fwnet_net import FWNet
 from ..networks.sesf_net import SESFNet
 from ..networks.siamese_net import PATCH, SiameseNet
@@ -17,6 +19,7 @@ from ..networks.wavelet_cnn import WaveletNet
 from .autoencoder import pretrain_stack
 from .blocks import block_batch, block_loss
 from .boltzmann import pretrain_deep, pretrain_restricted
+from .feature_extraction import feature_loss
 from .fwnet import fwnet_loss
 from .medfusion_losses import structure
 from .pairs import kind_batch, pair_batch
@@ -115,6 +118,14 @@ RECIPES = {
         summary="Pairs of 96x96 crops, without labels: (1 - Qabf) + (2 - SCD) + (1 - SSIM), bone and hot spots "
         "kept bright, soft tissue that follows the MRI, and the sources decoded from the fusion.",
     ),
+    **{
+        f"feature_{rule}": Recipe(
+            partial(FeatureNet, rule), kind_batch, feature_loss, epochs=9, steps=40, size=6, rate=2e-3, decay=0.7,
+            every=2, summary="Pairs of 96x96 crops, without labels: (1 - Qabf) + (2 - SCD) + (1 - SSIM), bone and "
+            "hot spots kept bright, soft tissue that follows the MRI.",
+        )
+        for rule in RULES
+    },
     "boltzmann": Recipe(
         BoltzmannNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
         summary="Contrastive divergence (CD-1) of each layer, then clear 8x8 blocks against blurred or dimmed ones.",

@@ -1,0 +1,113 @@
+"""The multi-modal feature extraction network: a branch per kind of modality, fused at every scale."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution
+from torch import nn
+
+from .pairwise import OTHER, pad
+
+WIDTHS = (12, 16, 24, 32)
+"""Features per scale, from full size to an eighth of it."""
+
+STEP = 2 ** (len(WIDTHS) - 1)
+
+RULES = ("concatenation", "attention")
+
+
+def _convolve(inputs, outputs):
+    # Normalised per image the weights of a slice would depend on all of it: volumes would flicker.
+    return Convolution(2, inputs, outputs, act="relu", norm=None)
+
+
+class Branch(nn.Module):
+    """Features of one kind of modality at every scale."""
+
+    def __init__(self):
+        super().__init__()
+        inputs = (1, *WIDTHS)
+        self.scales = nn.ModuleList(
+            nn.Sequential(_convolve(inputs[n], width), _convolve(width, width)) for n, width in enumerate(WIDTHS)
+        )
+
+    def forward(self, images):
+        """[(N, width, H / 2^n, W / 2^n)] of images (N, 1, H, W)."""
+        found = []
+        for n, scale in enumerate(self.scales):
+            images = scale(F.avg_pool2d(images, 2) if n else images)
+            found.append(images)
+        return found
+
+
+class Concatenation(nn.Module):
+    """Features side by side, each kind at its place: zero where there is none, the strongest where there are two."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.outputs = width * (OTHER + 1)
+
+    def forward(self, features, kinds):
+        """(B, outputs, H, W) of features (B, S, width, H, W), which are 0 or more, and kinds (B, S)."""
+        places = F.one_hot(kinds, OTHER + 1).to(features.dtype)[..., None, None, None]
+        return (features[:, :, None] * places).amax(1).flatten(1, 2)
+
+
+class Attention(nn.Module):
+    """The mean of the sources' features, weighted per feature and pixel by a softmax over the sources."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.outputs = width
+        self.score = nn.Conv2d(2 * width, width, 3, padding=1)
+
+    def forward(self, features, kinds):
+        """(B, outputs, H, W) of features (B, S, width, H, W); what a source scores depends on it and on the mean."""
+        mean = features.mean(1, keepdim=True).expand_as(features)
+        scores = self.score(torch.cat([features, mean], 2).flatten(0, 1)).view_as(features)
+        return (scores.softmax(1) * features).sum(1)
+
+
+class FeatureNet(nn.Module):
+    """rule: one of RULES, how the features of the sources become one."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.branches = nn.ModuleList(Branch() for _ in range(OTHER + 1))
+        self.fusions = nn.ModuleList({"concatenation": Concatenation, "attention": Attention}[rule](w) for w in WIDTHS)
+        coarser = (*WIDTHS[1:], 0)
+        self.merge = nn.ModuleList(
+            _convolve(fusion.outputs + more, width)
+            for fusion, more, width in zip(self.fusions, coarser, WIDTHS, strict=True)
+        )
+        self.output = nn.Sequential(_convolve(2 * WIDTHS[0], WIDTHS[0]), nn.Conv2d(WIDTHS[0], 1, 3, padding=1))
+
+    def forward(self, sources, kinds):
+        """Shares (B, S, H, W), which sum to 1 over S, of sources (B, S, H, W), 0..1, of any size.
+
+        kinds: int64 (B, S), see `pairwise`. The convolutional output sees each source's features beside the fused
+        ones; neither the number of the sources nor their order matters.
+        """
+        height, width = sources.shape[2:]
+        images = pad(sources, STEP)
+        features = self.extract(images, kinds)
+        fused = None
+        for features_here, fusion, merge in zip(
+            reversed(features), reversed(self.fusions), reversed(self.merge), strict=True
+        ):
+            parts = [fusion(features_here, kinds)]
+            if fused is not None:
+                parts.append(F.interpolate(fused, scale_factor=2, mode="bilinear", align_corners=False))
+            fused = merge(torch.cat(parts, 1))
+        beside = torch.cat([features[0], fused[:, None].expand_as(features[0])], 2)
+        logits = self.output(beside.flatten(0, 1)).view_as(images)
+        return logits.softmax(1)[..., :height, :width]
+
+    def extract(self, images, kinds):
+        """[(B, S, width, H / 2^n, W / 2^n)]: each source's features, by the branch of its kind."""
+        flat, kinds = images.flatten(0, 1)[:, None], kinds.flatten()
+        groups = [(kinds == kind).nonzero()[:, 0] for kind in range(OTHER + 1)]
+        found = [branch(flat[group]) for branch, group in zip(self.branches, groups, strict=True) if len(group)]
+        back = torch.cat(groups).argsort()
+        return [torch.cat(scale)[back].unflatten(0, images.shape[:2]) for scale in zip(*found, strict=True)]
