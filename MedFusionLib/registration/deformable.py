@@ -1,9 +1,10 @@
 """Deformable registration: a smooth, invertible map found on descriptors of local structure.
 
-The map is the exponential of a stationary velocity field on a lattice (Arsigny et al., MICCAI 2006), smoothed by cubic
-B-splines (Rueckert et al., IEEE Trans. Medical Imaging 18, 1999), held smooth by its bending, and driven by the
-self-similarity context of both scans (Heinrich et al., MICCAI 2013) at points spread over the anatomy. Departures: the
-descriptors are compared at sampled points with an analytic gradient, not on the whole grid.
+The map is the exponential of a stationary velocity field on a lattice (`lattice`), held smooth by its bending, and
+driven by the self-similarity context of both scans (Heinrich et al., MICCAI 2013) at points spread over the anatomy.
+Departures: both scans are described on one grid, after the affine registration; the descriptors are compared at
+sampled points with an analytic gradient, not on the whole grid; and both ways round, along the velocity and against it
+(symmetric, as in Avants et al., Medical Image Analysis 12, 2008), which halves what their noise does.
 """
 
 from __future__ import annotations
@@ -14,28 +15,42 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from .images import sorted_by_block
+from .images import Level, pooled, sorted_by_block
+from .lattice import Interpolation, Lattice, bending, bspline, smoothed
 from .structure import channels_at, correlation, self_similarity
 
-SQUARINGS = 6
+VOXEL = 2.0
+"""mm: of the grid that both scans are described on."""
+
+MOST_VOXELS = 6_000_000
+"""Of that grid: its voxels are larger for a whole body."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One round from coarse to fine.
 
-    level: of the pyramids; lattice: mm; points: sampled; rate: of Adam, mm; bending: the weight of smoothness.
+    lattice: mm; points: sampled; rate: of Adam, mm; bending: the weight of smoothness.
     """
 
-    level: int
     lattice: float
     points: int
-    iterations: int
     rate: float
     bending: float
 
 
-STEPS = (Step(1, 16.0, 12_000, 30, 0.8, 0.15), Step(0, 12.0, 60_000, 30, 0.5, 0.15))
+STEPS = (Step(24.0, 12_000, 0.8, 2.4), Step(16.0, 30_000, 0.6, 0.8), Step(12.0, 60_000, 0.5, 0.8))
+
+ITERATIONS = 20
+
+ASIDE = 4.0
+"""mm that one scan is moved by to see how much less its descriptors are like the other's."""
+
+TELLING = 0.22
+"""How much less, of what they differ by in place, for the steps' bending to be right: T1 and T2 of one head."""
+
+STIFFEST = 50.0
+"""Times the steps' bending, at most."""
 
 
 def deform(fixed, moving, matrix, similarity, report):
@@ -44,127 +59,108 @@ def deform(fixed, moving, matrix, similarity, report):
     fixed, moving: `Image`s. matrix: fixed -> moving, from an affine registration. similarity: "mind" ("auto") or "ncc".
     """
     velocity = lattice = None
-    describe = correlation if similarity == "ncc" else self_similarity
-    ready = {}
+    pair = _Pair(fixed, moving, matrix, correlation if similarity == "ncc" else self_similarity, report.check)
+    stiffness = pair.stiffness()
     for n, step in enumerate(STEPS):
-        level = min(step.level, len(fixed.levels) - 1)
         previous, lattice = lattice, Lattice(fixed, step.lattice)
         velocity = lattice.zeros() if velocity is None else lattice.take_over(velocity, previous)
-        if level not in ready:
-            ready = {level: (describe(fixed.levels[level]), describe(moving.levels[level]))}
-        velocity = _optimise(fixed, moving, matrix, lattice, velocity, level, *ready[level], step, n, report)
-    return _whole(fixed, matrix, lattice, velocity)
+        velocity = _optimise(pair, lattice, velocity, step, stiffness, n, report)
+    return _whole(fixed, matrix, lattice, velocity, report.check)
 
 
-class Lattice:
-    """Control points in even steps over the fixed volume's anatomy.
+class _Pair:
+    """Both scans described on one grid: the fixed scan's, pooled, with the moving one where `matrix` puts it."""
 
-    Fields on it are (1, 3, K, J, I), components along (i, j, k) in steps of the lattice.
-    """
+    def __init__(self, fixed, moving, matrix, describe, check):
+        self.fixed, self.moving, self.matrix = fixed, moving, matrix
+        spacing = VOXEL
+        self.grid = pooled(fixed.levels[0], spacing)
+        while self.grid.values.numel() > MOST_VOXELS:
+            spacing *= 1.3
+            self.grid = pooled(fixed.levels[0], spacing)
+        self.first = describe(_blurred(self.grid))
+        check()
+        # Described on its own grid the moving scan's channels would run along other axes.
+        self.other = pooled(moving.levels[0], spacing)
+        self.second = describe(_resampled(self.other, self.other.to_index @ matrix, self.grid))
+        check()
 
-    def __init__(self, fixed, spacing):
-        level = fixed.levels[-1]
-        low, high = fixed.box
-        steps = np.linalg.norm(level.affine[:3, :3], axis=0)
-        extent = (high - low) * steps
-        self.size = np.maximum(np.ceil(extent / spacing).astype(int) + 1, 2) + 2
-        self.affine = np.eye(4)
-        self.affine[:3, :3] = level.affine[:3, :3] / steps * spacing
-        middle = level.affine[:3, :3] @ ((low + high) / 2) + level.affine[:3, 3]
-        self.affine[:3, 3] = middle - self.affine[:3, :3] @ ((self.size - 1) / 2)
-        self.to_index = np.linalg.inv(self.affine)
-        self.spacing = spacing
-        self.device = fixed.device
-        shape = tuple(int(n) for n in self.size[::-1])
-        self.identity = functional.affine_grid(torch.eye(3, 4, device=self.device)[None], (1, 1, *shape), True)
-        # grid_sample counts from -1 to 1 from the first control point to the last.
-        self.scale = torch.tensor(2 / (self.size - 1), dtype=torch.float32, device=self.device)
+    def stiffness(self):
+        """How many times as stiff the map is to be as between two scans that tell much about each other.
 
-    def zeros(self):
-        return torch.zeros((1, 3, *(int(n) for n in self.size[::-1])), device=self.device)
+        Where little tells right from wrong, as between PET and CT, noise and what only one of them shows would bend
+        the map.
+        """
+        points = self.points(STEPS[0].points, seed=5)
+        place = _mapped(self.grid.to_index, points)
+        device = self.first.rows.device
+        here = channels_at(self.first, torch.tensor(place, dtype=torch.float32, device=device))
 
-    def exponential(self, velocity):
-        """The displacement that following `velocity` for a unit of time gives, by scaling and squaring."""
-        field = _smoothed(velocity) / 2**SQUARINGS
-        for _ in range(SQUARINGS):
-            where = self.identity + field.permute(0, 2, 3, 4, 1) * self.scale
-            field = field + functional.grid_sample(field, where, padding_mode="border", align_corners=True)
-        return field
+        def unlikeness(shift):
+            index = place + self.grid.to_index[:3, :3] @ shift
+            there = channels_at(self.second, torch.tensor(index, dtype=torch.float32, device=device))
+            return float((there - here).square().mean())
 
-    def take_over(self, velocity, other):
-        """The velocity of `other` lattice on this one."""
-        index = [np.arange(n) for n in self.size]
-        there = self._index_on(other, index)
-        taken = _evaluate(
-            _smoothed(velocity)[0], [_linear(x, n).to(self.device) for x, n in zip(there, other.size, strict=True)]
-        )
-        return taken[None] * (other.spacing / self.spacing)
+        aside = np.mean([unlikeness(sign * ASIDE * axis) for axis in np.eye(3) for sign in (-1, 1)])
+        telling = aside / (unlikeness(np.zeros(3)) + 1e-9) - 1
+        return float(np.clip((TELLING / max(telling, 1e-3)) ** 2.5, 1, STIFFEST))
 
-    def _index_on(self, other, index):
-        # Both lattices have the same axes and middle.
-        return [
-            (np.asarray(x) - (n - 1) / 2) * self.spacing / other.spacing + (m - 1) / 2
-            for x, n, m in zip(index, self.size, other.size, strict=True)
-        ]
-
-
-class _Points:
-    """The sparse interpolation from a lattice to points: weights of cubic B-splines, tabulated on a lattice twice as
-    fine and linear in between."""
-
-    def __init__(self, lattice, points):
-        fine = [np.arange(2 * n - 1) / 2 for n in lattice.size]
-        self.refine = [_bspline(x, n, lattice.device) for x, n in zip(fine, lattice.size, strict=True)]
-        shape = 2 * lattice.size - 1
-        index = 2 * (points @ lattice.to_index[:3, :3].T + lattice.to_index[:3, 3])
-        index = np.clip(index, 0, shape - 1.001)
-        base = np.floor(index).astype(np.int64)
-        part = index - base
-        columns, weights = [], []
-        for corner in np.ndindex(2, 2, 2):
-            columns.append(
-                ((base[:, 2] + corner[2]) * shape[1] + base[:, 1] + corner[1]) * shape[0] + base[:, 0] + corner[0]
-            )
-            weights.append(np.prod(np.where(corner, part, 1 - part), axis=1))
-        self.columns = torch.from_numpy(np.stack(columns)).to(lattice.device)
-        self.weights = torch.tensor(np.stack(weights), dtype=torch.float32, device=lattice.device)
-        self.shape = tuple(int(n) for n in shape[::-1])
-
-    def __call__(self, field):
-        """field (1, 3, K, J, I) -> (N, 3), in the lattice's steps."""
-        fine = _evaluate(field[0], self.refine).reshape(3, -1).T
-        return _Gather.apply(fine, self.columns, self.weights)
+    def points(self, count, seed):
+        """float64 RAS mm (about `count`, 3) in and around the fixed scan's anatomy, where there is a moving scan."""
+        points = self.fixed.points(int(1.6 * count), seed)
+        grid = self.fixed.levels[-1]
+        near = functional.max_pool3d(self.fixed.anatomy[None, None], 3, 1, 1)[0, 0].cpu().numpy() > 0
+        i, j, k = np.clip(np.rint(_mapped(grid.to_index, points)), 0, grid.size - 1).astype(np.int64).T
+        points = points[near[k, j, i]]
+        there = _mapped(self.matrix, points)
+        index = _mapped(self.other.to_index, there)
+        seen = ((index > -0.5) & (index < self.other.size - 0.5)).all(axis=1)
+        if self.moving.mask is not None:
+            seen &= self.moving.mask.holds(there)
+        # Scans that do not overlap are for the verdict to tell.
+        points = points[seen] if seen.sum() > 100 else points
+        return sorted_by_block(points[:count], grid.affine)
 
 
-class _Gather(torch.autograd.Function):
-    """Weighted sums of rows; far faster than what autograd makes of indexing."""
+def _mapped(matrix, points):
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
 
-    @staticmethod
-    def forward(ctx, rows, columns, weights):
-        ctx.save_for_backward(columns, weights)
-        ctx.count = len(rows)
-        rows = rows.contiguous()
-        out = torch.zeros((columns.shape[1], rows.shape[1]), device=rows.device)
-        for column, weight in zip(columns, weights, strict=True):
-            out.addcmul_(torch.index_select(rows, 0, column), weight[:, None])
-        return out
 
-    @staticmethod
-    def backward(ctx, gradient):
-        columns, weights = ctx.saved_tensors
-        out = torch.zeros((ctx.count, gradient.shape[1]), device=gradient.device)
-        for column, weight in zip(columns, weights, strict=True):
-            out.index_add_(0, column, gradient * weight[:, None])
-        return out, None, None
+def _blurred(level):
+    """As linear interpolation blurs, on average over where a point lies between two voxels: the other scan is
+    interpolated, and what is blurred or noisy in one only looks like a difference."""
+    values = level.values[None, None]
+    kernel = torch.tensor([1 / 12, 10 / 12, 1 / 12], device=values.device)
+    for axis in (2, 3, 4):
+        shape = [3 if a == axis else 1 for a in (2, 3, 4)]
+        ends = [n for a in (4, 3, 2) for n in (int(a == axis),) * 2]
+        values = functional.conv3d(functional.pad(values, ends, mode="replicate"), kernel.view(1, 1, *shape))
+    return Level(values[0, 0], level.affine)
+
+
+def _resampled(level, to_index, grid):
+    """`level` on another grid, with the edge's values beyond it. to_index: 4x4, mm of the grid -> index in `level`."""
+
+    # grid_sample counts from -1 to 1 from the first voxel's centre to the last one's.
+    def scale(size):
+        matrix = np.diag([*(2 / np.maximum(size - 1, 1)), 1.0])
+        matrix[:3, 3] = -1
+        return matrix
+
+    theta = (scale(level.size) @ to_index @ grid.affine @ np.linalg.inv(scale(grid.size)))[:3]
+    theta = torch.tensor(theta, dtype=torch.float32, device=level.values.device)[None]
+    where = functional.affine_grid(theta, (1, 1, *grid.values.shape), align_corners=True)
+    values = functional.grid_sample(level.values[None, None], where, padding_mode="border", align_corners=True)
+    return Level(values[0, 0], grid.affine)
 
 
 class _Unlikeness(torch.autograd.Function):
     """Sum of squared differences of descriptors at points, by the displacement of the points."""
 
     @staticmethod
-    def forward(ctx, shift, points, described, moving, to_index):
+    def forward(ctx, shift, points, channels, described, to_index):
         index = torch.addmm(to_index[:, 3], points + shift, to_index[:, :3].T)
-        value, by_index = channels_at(moving, index, described)
+        value, by_index = channels_at(described, index, channels)
         ctx.save_for_backward(by_index @ to_index[:, :3])
         return value
 
@@ -173,58 +169,36 @@ class _Unlikeness(torch.autograd.Function):
         return gradient * ctx.saved_tensors[0], None, None, None, None
 
 
-def _optimise(fixed, moving, matrix, lattice, velocity, level, described, moving_described, step, number, report):
-    device = fixed.device
-    points = fixed.points(int(1.6 * step.points), seed=17 + number)
-    grid = fixed.levels[-1]
-    index = np.rint(points @ grid.to_index[:3, :3].T + grid.to_index[:3, 3])
-    i, j, k = np.clip(index, 0, grid.size - 1).astype(np.int64).T
-    near = functional.max_pool3d(fixed.anatomy[None, None], 3, 1, 1)[0, 0].cpu().numpy()[k, j, i] > 0
-    points = sorted_by_block(points[near][: step.points], grid.affine)
-    interpolation = _Points(lattice, points)
+def _optimise(pair, lattice, velocity, step, stiffness, number, report):
+    points = pair.points(step.points, seed=17 + number)
+    interpolation = Interpolation(lattice, points)
     # Coordinates relative to a point of the head keep their digits in single precision.
     center = points.mean(axis=0)
-    local = torch.tensor(points - center, dtype=torch.float32, device=device)
+    local = torch.tensor(points - center, dtype=torch.float32, device=lattice.device)
     shift = np.eye(4)
     shift[:3, 3] = center
-    to_fixed = torch.tensor((fixed.levels[level].to_index @ shift)[:3], dtype=torch.float32, device=device)
-    to_moving = torch.tensor((moving.levels[level].to_index @ matrix @ shift)[:3], dtype=torch.float32, device=device)
-    index = torch.addmm(to_fixed[:, 3], local, to_fixed[:, :3].T)
-    here = channels_at(described, index)
-    to_mm = torch.tensor(lattice.affine[:3, :3], dtype=torch.float32, device=device)
+    to_index = torch.tensor((pair.grid.to_index @ shift)[:3], dtype=torch.float32, device=lattice.device)
+    index = torch.addmm(to_index[:, 3], local, to_index[:, :3].T)
+    first, second = (channels_at(described, index) for described in (pair.first, pair.second))
+    to_mm = torch.tensor(lattice.affine[:3, :3], dtype=torch.float32, device=lattice.device)
     velocity = velocity.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([velocity], lr=step.rate / lattice.spacing, betas=(0.9, 0.99))
     start = 0.6 + 0.28 * number / len(STEPS)
-    for iteration in range(step.iterations):
-        report(start + 0.28 / len(STEPS) * iteration / step.iterations, "Deforming")
+    for iteration in range(ITERATIONS):
+        report(start + 0.28 / len(STEPS) * iteration / ITERATIONS, "Deforming")
         for group in optimiser.param_groups:
-            group["lr"] = step.rate / lattice.spacing * (1 - 0.8 * iteration / step.iterations)
+            group["lr"] = step.rate / lattice.spacing * (1 - 0.8 * iteration / ITERATIONS)
         optimiser.zero_grad(set_to_none=True)
-        shifts = interpolation(lattice.exponential(velocity)) @ to_mm.T
-        loss = _Unlikeness.apply(shifts, local, here, moving_described, to_moving)
-        loss = loss + step.bending * _bending(_smoothed(velocity) * lattice.spacing, lattice.spacing)
+        loss = stiffness * step.bending * bending(smoothed(velocity) * lattice.spacing, lattice.spacing)
+        for along, here, there in ((velocity, first, pair.second), (-velocity, second, pair.first)):
+            shifts = interpolation(lattice.exponential(along)) @ to_mm.T
+            loss = loss + 0.5 * _Unlikeness.apply(shifts, local, here, there, to_index)
         loss.backward()
         optimiser.step()
     return velocity.detach()
 
 
-def _bending(field, spacing):
-    """Mean squared second differences, per 10 mm, of a field in mm."""
-    total = 0.0
-    for axis in (2, 3, 4):
-        n = field.shape[axis]
-        if n > 2:
-            second = field.narrow(axis, 2, n - 2) - 2 * field.narrow(axis, 1, n - 2) + field.narrow(axis, 0, n - 2)
-            total = total + second.square().mean()
-        for other in range(axis + 1, 5):
-            first = field.narrow(axis, 1, n - 1) - field.narrow(axis, 0, n - 1)
-            m = field.shape[other]
-            mixed = first.narrow(other, 1, m - 1) - first.narrow(other, 0, m - 1)
-            total = total + 2 * mixed.square().mean()
-    return total * (10 / spacing) ** 4 / 100
-
-
-def _whole(fixed, matrix, lattice, velocity):
+def _whole(fixed, matrix, lattice, velocity, check):
     """The map on every voxel of the fixed grid."""
     volume = fixed.volume
     with torch.no_grad():
@@ -232,7 +206,7 @@ def _whole(fixed, matrix, lattice, velocity):
     # Along each of the lattice's axes, which are the volume's: control points' weights at the voxels.
     to_lattice = lattice.to_index @ volume.affine
     weights = [
-        _bspline(np.clip(to_lattice[a, a] * np.arange(n) + to_lattice[a, 3], 0, m - 1), m, lattice.device)
+        bspline(np.clip(to_lattice[a, a] * np.arange(n) + to_lattice[a, 3], 0, m - 1), m, lattice.device)
         for a, (n, m) in enumerate(zip(volume.size, lattice.size, strict=True))
     ]
     direction = matrix[:3, :3] @ lattice.affine[:3, :3]
@@ -245,45 +219,9 @@ def _whole(fixed, matrix, lattice, velocity):
     i, j = (np.arange(n, dtype=np.float32) for n in volume.size[:2])
     turn = torch.tensor(direction, dtype=torch.float32, device=lattice.device)
     for k in range(len(out)):
+        check()
         plane = torch.einsum("czji,z->jic", by_j, weights[2][k]) @ turn.T
         out[k] = plane.cpu().numpy()
         out[k] += (origin + k * steps[2]).astype(np.float32)
         out[k] += i[None, :, None] * steps[0].astype(np.float32) + j[:, None, None] * steps[1].astype(np.float32)
     return volume.with_array(out, modality="OT", units="mm", display_range=None)
-
-
-def _evaluate(field, weights):
-    """(3, K, J, I) lattice values, and a (n, N) matrix along each of (i, j, k) -> (3, k, j, i)."""
-    field = field @ weights[0].T
-    field = (field.transpose(2, 3) @ weights[1].T).transpose(2, 3)
-    return (field.permute(0, 2, 3, 1) @ weights[2].T).permute(0, 3, 1, 2)
-
-
-def _smoothed(field):
-    """Cubic B-spline coefficients -> values at the control points, with the edges repeated."""
-    for axis in (2, 3, 4):
-        n = field.shape[axis]
-        before = torch.cat([field.narrow(axis, 0, 1), field.narrow(axis, 0, n - 1)], axis)
-        after = torch.cat([field.narrow(axis, 1, n - 1), field.narrow(axis, n - 1, 1)], axis)
-        field = (before + 4 * field + after) / 6
-    return field
-
-
-def _bspline(where, size, device):
-    """float32 (len(where), size): weights of cubic B-splines at control points, edges repeated."""
-    base = np.floor(where).astype(int)
-    t = where - base
-    matrix = np.zeros((len(where), size), np.float32)
-    pieces = ((1 - t) ** 3 / 6, 2 / 3 - t**2 + t**3 / 2, 2 / 3 - (1 - t) ** 2 + (1 - t) ** 3 / 2, t**3 / 6)
-    for offset, weight in zip((-1, 0, 1, 2), pieces, strict=True):
-        np.add.at(matrix, (np.arange(len(where)), np.clip(base + offset, 0, size - 1)), weight)
-    return torch.from_numpy(matrix).to(device)
-
-
-def _linear(where, size):
-    where = np.clip(where, 0, size - 1)
-    base = np.minimum(np.floor(where).astype(int), size - 2)
-    matrix = np.zeros((len(where), size), np.float32)
-    matrix[np.arange(len(where)), base] = 1 - (where - base)
-    matrix[np.arange(len(where)), base + 1] = where - base
-    return torch.from_numpy(matrix)

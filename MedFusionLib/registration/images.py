@@ -42,7 +42,7 @@ class Image:
         finest = ((finest - self.low) / (self.high - self.low)).clamp_(0, 1)
         self.levels = [Level(finest, affine)]
         for spacing in spacings[1:]:
-            self.levels.append(Level(*_pooled_torch(self.levels[-1].values, self.levels[-1].affine, spacing)))
+            self.levels.append(pooled(self.levels[-1], spacing))
         self.mask = None if mask is None else _Mask(mask, device)
 
     @cached_property
@@ -202,9 +202,10 @@ def _pooled(array, affine, spacing, device):
     return torch.cat(parts), _coarser(affine, (fi, fj, fk))
 
 
-def _pooled_torch(values, affine, spacing):
-    factors = _factors(affine, spacing, values.shape)
-    return _average(values, factors[::-1]), _coarser(affine, factors)
+def pooled(level, spacing):
+    """A `Level` averaged to voxels of about `spacing` mm."""
+    factors = _factors(level.affine, spacing, level.values.shape)
+    return Level(_average(level.values, factors[::-1]), _coarser(level.affine, factors))
 
 
 def _average(values, factors):
