@@ -363,25 +363,34 @@ def train(
         Path | None,
         typer.Option("--output", "-o", help="Folder for weights, card, checkpoint and log. Default: Resources/."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: as the shipped weights had.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The same for medfusion, which has no epochs.")] = None,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Cross-validate medfusion by subject too, in so many trainings more.")
+    ] = 0,
     seed: Seed = 0,
     device: Device = "auto",
     afresh: Annotated[bool, typer.Option("--afresh", help="Do not go on from the checkpoint there is.")] = False,
 ):
     """Train a method's network, score it on subjects it never saw, and write weights and model card.
 
-    An interrupted training goes on where it stopped. For several GPUs or processes, start it with torchrun.
+    An interrupted training goes on where it stopped. For several GPUs or processes, start it with torchrun (not
+    medfusion and selector). The selector measures the other methods first, and is to be trained after them.
 
     [b]Examples[/b]
 
-    python -m MedFusionLib train siamese --data atlas/
+    python -m MedFusionLib train medfusion --data atlas/ -o my-weights
+
+    python -m MedFusionLib train selector --data atlas/ -o my-weights
 
     torchrun --nproc-per-node 2 -m MedFusionLib train sesf --data atlas/ -o my-weights --epochs 40
     """
     from .fusion.training import train as run_training
 
     with _bar() as progress:
-        training = run_training(method, data, output, epochs, seed, device, not afresh, progress)
+        training = run_training(
+            method, data, output, epochs, seed, device, not afresh, progress, steps=steps, folds=folds
+        )
     if training is None:
         return  # one of torchrun's other processes: the first one tells
     from .metrics import markdown

@@ -48,7 +48,7 @@ def test_a_resumed_training_ends_where_an_unbroken_one_does(data, tmp_path):
     assert whole.loss == pytest.approx(parts.loss)
     assert list(whole.scores) == ["CT-MRI"]
     assert "CT-MRI: 28" in whole.card.read_text()
-    assert list((tmp_path / "whole" / "tensorboard").glob("events*"))
+    assert list((tmp_path / "whole" / "tensorboard" / "sesf").glob("events*"))
 
 
 def test_training_lowers_the_loss(data, tmp_path):
@@ -61,7 +61,7 @@ def test_cancelled_training_keeps_the_last_epoch(data, tmp_path):
     with pytest.raises(Cancelled):
         trainer.train("sesf", data, tmp_path, epochs=3, device="cpu", cancelled=lambda: next(asked) == 4)
     assert not (tmp_path / "sesf.safetensors").exists()
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epochs"] == 1
+    assert torch.load(tmp_path / "sesf.checkpoint.pt", weights_only=True)["epochs"] == 1
 
 
 def test_wrong_requests_are_refused(data, tmp_path):
@@ -71,6 +71,44 @@ def test_wrong_requests_are_refused(data, tmp_path):
         trainer.train("sesf", data, tmp_path, epochs=0)
     with pytest.raises(FileError, match="CT-MRI"):
         trainer.train("sesf", tmp_path / "nowhere", tmp_path)
+    with pytest.raises(MethodError, match="sesf does not train by steps: give epochs"):
+        trainer.train("sesf", data, tmp_path, steps=3)
+    with pytest.raises(MethodError, match="medfusion does not train by epochs: give steps"):
+        trainer.train("medfusion", data, tmp_path, epochs=3)
+    with pytest.raises(MethodError, match="selector does not train by epochs: it is fitted in one go"):
+        trainer.train("selector", data, tmp_path, epochs=3)
+    with pytest.raises(MethodError, match="sesf is not cross-validated"):
+        trainer.train("sesf", data, tmp_path, folds=2)
+
+
+def test_data_that_cannot_be_split_is_refused_before_the_training(data, tmp_path):
+    for kind in ("CT", "MRI"):
+        (data / "CT-MRI" / kind / "28001.png").rename(data / "CT-MRI" / kind / "8001.png")
+    with pytest.raises(FileError, match=r"none of the subjects is there that are held back .*CT-MRI 28, 41"):
+        trainer.train("sesf", data, tmp_path, device="cpu")
+    for kind in ("CT", "MRI"):
+        (data / "CT-MRI" / kind / "8001.png").rename(data / "CT-MRI" / kind / "41001.png")
+        (data / "CT-MRI" / kind / "7001.png").unlink()
+    with pytest.raises(FileError, match="all subjects there are held back"):
+        trainer.train("sesf", data, tmp_path, device="cpu")
+
+
+def test_methods_trained_into_one_folder_keep_apart(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(trainer.RECIPES, "siamese", replace(trainer.RECIPES["siamese"], steps=2, size=2))
+    trainer.train("sesf", data, tmp_path, epochs=1, device="cpu")
+    trainer.train("siamese", data, tmp_path, epochs=1, device="cpu")
+    before = (tmp_path / "sesf.checkpoint.pt").read_bytes()
+    trainer.train("sesf", data, tmp_path, epochs=1, device="cpu")
+    assert (tmp_path / "sesf.checkpoint.pt").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    trainer.train("sesf", data, tmp_path, epochs=1, device="cpu")
+    file = tmp_path / "sesf.checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(FileError, match=r"sesf\.checkpoint\.pt is damaged"):
+        trainer.train("sesf", data, tmp_path, epochs=2, device="cpu")
+    trainer.train("sesf", data, tmp_path, epochs=2, device="cpu", resume=False)
 
 
 def test_two_processes_train_one_network(data, tmp_path):

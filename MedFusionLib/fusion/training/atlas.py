@@ -84,6 +84,19 @@ def stacks(found):
     return {key: np.stack(images, 1) for key, images in groups.items()}
 
 
+def require_split(folder):
+    """Raise FileError unless the folder has subjects to train on and others that are held back. Opens no image."""
+    groups = [group for group in GROUPS if (Path(folder) / group).is_dir()]
+    held = [subject in HELD_BACK[group] for group in groups for subject in subjects(folder, group)]
+    named = "; ".join(f"{group} {', '.join(HELD_BACK[group])}" for group in groups)
+    if not held:
+        raise FileError(f"no slice pairs there: the folder should hold {', '.join(GROUPS)}.")
+    if not any(held):
+        raise FileError(f"none of the subjects is there that are held back to score the training ({named}): add one.")
+    if all(held):
+        raise FileError(f"all subjects there are held back to score the training ({named}): add others to learn from.")
+
+
 class ColorBar:
     """Turns colour images back to scalars, with the colour bar estimated from the images themselves.
 

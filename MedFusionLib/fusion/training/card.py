@@ -86,7 +86,12 @@ def write_card(method, recipe, folder, epochs, seed, scores, seen):
         "",
     ]
     file = folder / f"{method}.md"
-    beside = file.with_suffix(".part")
-    beside.write_text("\n".join(lines))
-    beside.replace(file)
+    write_text(file, "\n".join(lines))
     return file
+
+
+def write_text(file, text):
+    """Write a card; what was there stays until it is complete."""
+    beside = file.with_suffix(".part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)

@@ -36,7 +36,7 @@ The default method: a network of {parameters} parameters that predicts, for each
 each voxel, how much of each source to take. The result is a convex combination of the sources at every voxel.
 
 - Weights: `medfusion.safetensors`, SHA-256 `{sha256}`
-- Made: {date}, by `python -m MedFusionLib.fusion.training.medfusion_training`
+- Made: {date}, by `python -m MedFusionLib train medfusion --data FOLDER --folds 2`
 - Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), registered CT-MRI, PET-MRI and SPECT-MRI slices, PET
   and SPECT both as luma and with their colour bar turned back to scalars; slices of MedFusion's own phantom.
   Licence of the atlas: research and education; its images are not part of MedFusion.
@@ -74,6 +74,23 @@ def measure(network, examples):
             row |= {(method, name): value for name, value in found.items()}
         rows.append(row)
     return rows
+
+
+def scores(rows):
+    """{group: {measure: (mean, standard deviation)}} of the network over what `measure` returned."""
+    found = {}
+    for row in rows:
+        here = found.setdefault(row["group"], {})
+        for name in (key[1] for key in row if key[0] == "medfusion"):
+            here.setdefault(name, []).append(row["medfusion", name])
+    return {
+        group: {
+            name: (float(np.nanmean(column)), float(np.nanstd(column)))
+            for name, column in measures.items()
+            if np.isfinite(column).any()
+        }
+        for group, measures in found.items()
+    }
 
 
 def write(settings, rows, sha256):

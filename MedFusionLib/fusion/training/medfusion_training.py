@@ -1,8 +1,6 @@
 """Trains MedFusion's own network, cross-validates it by subject, and writes its model card.
 
-    python -m MedFusionLib.fusion.training.medfusion_training --data FOLDER --state FOLDER
-
-writes Resources/medfusion.safetensors and Resources/medfusion.md. It resumes from what the state folder keeps.
+    python -m MedFusionLib train medfusion --data FOLDER --folds 2
 
 The network is trained without reference fusions, directly on what a good fusion is measured by: the sources'
 gradients kept (Q^AB/F) without artefacts, structure (SSIM inside the head, MS-SSIM), complementary content (SCD);
@@ -11,7 +9,6 @@ for CT with MRI also what a radiologist needs: bone as bright as in CT, soft tis
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from dataclasses import asdict, dataclass
@@ -20,16 +17,22 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ...errors import Cancelled, FileError, MethodError
 from ...volume import MODALITIES
 from .. import weights
 from ..networks.medfusion_net import MedFusionNet
 from . import atlas, medfusion_card
+from . import checkpoint as checkpoints
 from . import medfusion_data as data
 from . import medfusion_losses as losses
+from .card import write_text
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "medfusion.safetensors"
+
+FEWEST = 3
+"""Steps that the schedule of the learning rate needs to rise and fall."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,11 @@ SOFT_CORRELATION, SOFT_EDGES, BONE, HOT = 0.905, 0.9, 0.85, 0.97
 
 
 def loss(network, one, rng, settings):
-    """Loss of one augmented example, a scalar tensor."""
-    images, names, head, bone, soft, hot = data.augment(one, rng)
-    index = torch.tensor([MODALITIES.index(name) for name in names])
+    """Loss of one augmented example, a scalar tensor on the network's device."""
+    images, names, *masks = data.augment(one, rng)
+    device = next(network.parameters()).device
+    images, head, bone, soft, hot = (part.to(device) for part in (images, *masks))
+    index = torch.tensor([MODALITIES.index(name) for name in names], device=device)
     fused, excess = _forward(network, images[None], index)
     canvas = [0, data.SIZE - fused.shape[-1], 0, data.SIZE - fused.shape[-2]]
     sources = [image[None, None] for image in images]
@@ -121,27 +126,31 @@ def _dimmed(source, fused, where, share):
     return (F.relu(share - ratio) * where).sum() / where.sum().clamp_min(1)
 
 
-def train(examples, settings, checkpoint=None, progress=None, keep_every=100):
-    """A trained `MedFusionNet`.
+def train(examples, settings, checkpoint=None, progress=None, keep_every=100, device="cpu", cancelled=None, board=None):
+    """A trained `MedFusionNet`, on the device it was trained on.
 
     examples: of `medfusion_data`. checkpoint: a file that keeps the state every `keep_every` steps; training resumes
-    from it where it exists and was made with the same settings. progress(fraction, message).
+    from it where it exists and was made with the same settings. progress(fraction, message). cancelled() -> bool,
+    asked before every step. board: TensorBoard's writer, or None. Raises Cancelled.
     """
     torch.manual_seed(settings.seed)
-    network = MedFusionNet()
+    network = MedFusionNet().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), settings.rate, weight_decay=settings.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=settings.steps, pct_start=0.1)
-    start = 0
-    if checkpoint and Path(checkpoint).exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["settings"] == asdict(settings):
-            start = state["step"]
-            network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
+    start, value = 0, float("nan")
+    state = checkpoints.load(Path(checkpoint), device) if checkpoint else None
+    if state and state["settings"] == asdict(settings):
+        start = state["step"]
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    elif state:
+        log.warning("%s was made with other settings: the training begins afresh.", Path(checkpoint).name)
     began, smoothed = time.perf_counter(), None
     sampler = data.Sampler(examples, settings.seed)
     for step in range(start, settings.steps):
+        if cancelled and cancelled():
+            raise Cancelled("Cancelled: the last checkpoint is kept, training goes on from there.")
         optimizer.zero_grad()
         value = 0.0
         for number in range(step * settings.batch, (step + 1) * settings.batch):
@@ -157,8 +166,11 @@ def train(examples, settings, checkpoint=None, progress=None, keep_every=100):
             log.info(
                 "step %d of %d: loss %.3f, %.0f s", step + 1, settings.steps, smoothed, time.perf_counter() - began
             )
+        if board:
+            board.add_scalar("loss", value, step + 1)
+            board.add_scalar("rate", schedule.get_last_lr()[0], step + 1)
         if progress:
-            progress((step + 1) / settings.steps, f"step {step + 1}: loss {smoothed:.3f}")
+            progress((step + 1) / settings.steps, f"step {step + 1} of {settings.steps}: loss {smoothed:.3f}")
         if checkpoint and ((step + 1) % keep_every == 0 or step + 1 == settings.steps):
             state = {
                 "settings": asdict(settings),
@@ -167,52 +179,65 @@ def train(examples, settings, checkpoint=None, progress=None, keep_every=100):
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
             }
-            beside = Path(checkpoint).with_suffix(".part")
-            torch.save(state, beside)
-            beside.replace(checkpoint)
+            checkpoints.save(state, Path(checkpoint))
     return network.eval()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", required=True, help="folder of the atlas: CT-MRI, PET-MRI and SPECT-MRI")
-    parser.add_argument("--state", required=True, help="folder that keeps checkpoints and scores")
-    parser.add_argument("--steps", type=int, default=Settings.steps)
-    parser.add_argument("--folds", type=int, default=2, help="of the cross-validation by subject; 0: none")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings, state = Settings(steps=options.steps), Path(options.state)
-    state.mkdir(parents=True, exist_ok=True)
-    examples = data.read_atlas(options.data)
-    scalars = data.read_atlas(options.data, scalar=True)
-    extra = [one for one in scalars if one.group != "CT-MRI"]
-    made = data.phantom()
+def run(folder, output, runs, steps, seed, device, resume, folds, progress, cancelled, board):
+    """Train on the atlas folder and the phantom, score, cross-validate; see `trainer.train` for the arguments.
 
-    def held_back(one):
-        return one.subject in atlas.HELD_BACK[one.group]
+    output: folder of the weights and the card. runs: that of the checkpoints, one for the network and one a fold.
+    Returns the scores on the subjects held back, {group: {measure: (mean, standard deviation)}}.
+    """
+    if steps is not None and steps < FEWEST:
+        raise MethodError(f"{steps} steps are too few for medfusion: give {FEWEST} or more.")
+    settings = Settings(steps=Settings.steps if steps is None else steps, seed=seed)
+    parts = [runs / "medfusion.checkpoint.pt", *(runs / f"medfusion-fold-{n}.checkpoint.pt" for n in range(folds))]
+    if not resume:
+        for file in parts:
+            file.unlink(missing_ok=True)
+    progress(0, "reading the slices")
+    examples, extra, made = _examples(folder)
+    subjects = [one.subject for one in examples]
+    if folds and not 2 <= folds <= len(set(subjects)):
+        raise MethodError(f"{folds} folds of {len(set(subjects))} subjects: give 2 to {len(set(subjects))}, or 0.")
 
-    seen = [one for one in examples + extra if not held_back(one)]
-    network = train(seen + made, settings, state / "final.pt")
-    weights.save(WEIGHTS, network)
-    rows = {"held back": medfusion_card.measure(network, [one for one in examples if held_back(one)])}
-    _write_card(settings, rows)
-    if not options.folds:
-        return
-    rows["cross-validated"] = []
-    for n, subjects in enumerate(data.folds([one.subject for one in examples], options.folds)):
-        log.info("fold %d of %d", n + 1, options.folds)
-        seen = [one for one in examples + extra if one.subject not in subjects]
-        network = train(seen + made, settings, state / f"fold-{n}.pt")
-        unseen = [one for one in examples if one.subject in subjects]
-        rows["cross-validated"] += medfusion_card.measure(network, unseen)
-    _write_card(settings, rows)
+    def fitted(number, unseen, board):
+        def tell(fraction, message):
+            name = "" if number == 0 else f"fold {number} of {folds}, "
+            progress((number + fraction) / len(parts), name + message)
+
+        seen = [one for one in examples + extra if not unseen(one)] + made
+        network = train(seen, settings, parts[number], tell, device=device, cancelled=cancelled, board=board).cpu()
+        return network, medfusion_card.measure(network, [one for one in examples if unseen(one)])
+
+    network, held_back = fitted(0, _held_back, board)
+    weights.save(WEIGHTS, network, output)
+    rows = {"held back": held_back}
+    _write_card(settings, rows, output)
+    for number, fold in enumerate(data.folds(subjects, folds) if folds else (), 1):
+        _, found = fitted(number, lambda one, fold=fold: one.subject in fold, None)
+        rows["cross-validated"] = rows.get("cross-validated", []) + found
+    if folds:
+        _write_card(settings, rows, output)
+    return medfusion_card.scores(held_back)
 
 
-def _write_card(settings, rows):
-    text = medfusion_card.write(asdict(settings), rows, weights.sha256(WEIGHTS))
-    (weights.FOLDER / WEIGHTS).with_suffix(".md").write_text(text)
-    print(text)
+def _examples(folder):
+    """(examples by luma, PET and SPECT ones by colour bar, the phantom's). Raises FileError."""
+    examples = data.read_atlas(folder)
+    if len({_held_back(one) for one in examples}) < 2:
+        raise FileError("too little head to see in the slices to train on, or in those held back: add slices.")
+    if any(max(one.head.shape) > data.SIZE for one in examples):
+        raise FileError(f"slices are larger than {data.SIZE} x {data.SIZE}: resample them.")
+    extra = [one for one in data.read_atlas(folder, scalar=True) if one.group != "CT-MRI"]
+    return examples, extra, data.phantom()
 
 
-if __name__ == "__main__":
-    main()
+def _held_back(one):
+    return one.subject in atlas.HELD_BACK[one.group]
+
+
+def _write_card(settings, rows, folder):
+    text = medfusion_card.write(asdict(settings), rows, weights.checksum(folder / WEIGHTS))
+    write_text(folder / "medfusion.md", text)

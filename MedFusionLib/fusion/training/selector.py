@@ -1,50 +1,80 @@
 """Trains the method selector on measured quality, and writes its weights and its card.
 
-python -m MedFusionLib.fusion.training.selector --data FOLDER
+python -m MedFusionLib train selector --data FOLDER
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import logging
 import time
 
 import numpy as np
 import torch
 
+from ...errors import Cancelled, FileError
 from .. import registry, trial, weights
 from ..networks.selector_net import MEASURES, METHODS, MODALITIES, OPTIONS, SelectorNet, kinds, relative
 from . import atlas
+from . import checkpoint as checkpoints
+from .card import write_text
 
 log = logging.getLogger(__name__)
 
 EVERY = 3
 """One slice in so many: neighbours tell the same."""
 
+KEEP_EVERY = 10
+"""Pairs that an interrupted measuring may lose."""
+
 RIDGE, KIND = 3.0, 0.3
 """Penalty on the coefficients, and what the biases by modality count beside the general ones."""
 
 
-def measured(pairs):
+def measured(pairs, checkpoint=None, progress=None, cancelled=None):
     """What `fit` learns from, of `atlas.Pair`s, and the median seconds that a trial took.
 
     (trials (N, options, measures), kinds (N, MODALITIES), quality (N, options, measures)), NaN where there is none.
+    checkpoint: a file that keeps what is measured; a later call with the same pairs and methods goes on from it.
+    progress(fraction, message). cancelled() -> bool, asked before every pair. Raises Cancelled.
     """
     device = torch.device("cpu")
     fusers = {name: registry.load(name, device) for name in (*METHODS, "maximum")}
-    trials, kind, quality, seconds = [], [], [], []
-    for done, pair in enumerate(pairs):
+    trials, quality, seconds = [], [], []
+    made_of = _digest(pairs)
+    state = checkpoints.load(checkpoint) if checkpoint else None
+    if state and state["made_of"] == made_of:
+        trials, quality = (list(state[name].numpy()) for name in ("trials", "quality"))
+        seconds = state["seconds"]
+    elif state:
+        log.warning("%s is of other slices or other methods: the measuring begins afresh.", checkpoint.name)
+    for done, pair in enumerate(pairs[len(trials) :], len(trials) + 1):
+        if cancelled and cancelled():
+            raise Cancelled("Cancelled: what is measured is kept, training goes on from there.")
         sources = torch.from_numpy(pair.images)
         with torch.inference_mode():
             start = time.perf_counter()
             trials.append(trial.measured(fusers, trial.sample(sources[:, None]), pair.modalities, device))
             seconds.append(time.perf_counter() - start)
             images = trial.options(fusers, sources[None], pair.modalities)
-            quality.append([trial.scores(pair.images, image[0].numpy(), pair.modalities) for image in images])
-        kind.append(kinds(pair.modalities).numpy())
-        if done % 20 == 0:
-            log.info("measured %d of %d pairs", done, len(pairs))
-    return (np.array(trials), np.array(kind), np.array(quality)), float(np.median(seconds))
+            quality.append(np.array([trial.scores(pair.images, one[0].numpy(), pair.modalities) for one in images]))
+        if progress:
+            progress(done / len(pairs), f"measured {done} of {len(pairs)} pairs")
+        if checkpoint and (done % KEEP_EVERY == 0 or done == len(pairs)):
+            arrays = {"trials": torch.from_numpy(np.array(trials)), "quality": torch.from_numpy(np.array(quality))}
+            checkpoints.save({"made_of": made_of, "seconds": seconds, **arrays}, checkpoint)
+    kind = np.array([kinds(pair.modalities).numpy() for pair in pairs])
+    return (np.array(trials), kind, np.array(quality)), float(np.median(seconds))
+
+
+def _digest(pairs):
+    """What measured quality depends on: the images and the weights of the methods, as a hexadecimal SHA-256."""
+    found = hashlib.sha256()
+    for name in METHODS:
+        found.update(registry.weights_hash(registry.find(name)).encode())
+    for pair in pairs:
+        found.update(pair.images.tobytes())
+    return found.hexdigest()
 
 
 def gains(quality, spread):
@@ -126,24 +156,45 @@ def stacks(found):
     return np.array([f"{pair.group} {pair.subject}" for pair in found])
 
 
-def main():
+def run(folder, output, runs, resume, progress, cancelled):
+    """Measure the atlas's pairs, fit, score, write weights and card; see `trainer.train` for the arguments.
+
+    output: folder of the weights and the card. runs: that of the checkpoint.
+    Returns the scores of its choices on the subjects held back, {group: {measure: (mean, standard deviation)}}.
+    """
     from .selector_card import card
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    found = atlas.pairs(given.data)[::EVERY]
-    torch.set_num_threads(1)
-    data, seconds = measured(found)
+    found = atlas.pairs(folder)[::EVERY]
     seen = np.array([pair.subject not in atlas.HELD_BACK[pair.group] for pair in found])
+    if seen.all() or not seen.any() or len({pair.subject for pair in found}) < 2:
+        raise FileError(f"one slice in {EVERY} is used: too few of the subjects to learn from, or of those held back.")
+    checkpoint = runs / "selector.checkpoint.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        data, seconds = measured(found, checkpoint, progress, cancelled)
+    finally:
+        torch.set_num_threads(threads)
     trials, kind, quality = (part[seen] for part in data)
     network = fit(trials, kind, gains(quality, spread_of(quality)), stacks(found)[seen])
     text = card(data, found, seen, network, seconds)
-    weights.save("selector.safetensors", network)
-    (weights.FOLDER / "selector.md").write_text(text)
-    print(text)
+    weights.save("selector.safetensors", network, output)
+    write_text(output / "selector.md", text)
+    return _scores(network, data, found, ~seen)
 
 
-if __name__ == "__main__":
-    main()
+def _scores(network, data, found, unseen):
+    """{group: {measure: (mean, standard deviation)}} of what the network chooses for the unseen (N,) pairs."""
+    places = np.flatnonzero(unseen)
+    quality = data[2][places, choose(network, data[0][places], data[1][places])]
+    scores = {}
+    for group in dict.fromkeys(found[n].group for n in places):
+        columns = quality[[found[n].group == group for n in places]].T
+        scores[group] = {
+            name: (float(np.nanmean(column)), float(np.nanstd(column)))
+            for name, column in zip(MEASURES, columns, strict=True)
+            if np.isfinite(column).any()
+        }
+    return scores

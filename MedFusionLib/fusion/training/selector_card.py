@@ -71,11 +71,11 @@ def card(data, found, seen, network, seconds):
     unseen = gains(data[2][~seen], spread)
     single = np.full(len(unseen), gains(data[2][seen], spread).mean(0).argmax())
     shipped = unseen, choose(network, data[0][~seen], data[1][~seen]), single
-    ours, theirs = lost(*slices[:2]).mean(), lost(slices[0], slices[2]).mean()
+    ours, theirs = lost(*slices[:2]), lost(slices[0], slices[2]).mean()
     short = [
         group
         for group in dict.fromkeys(groups)
-        if lost(*slices[:2])[groups == group].mean() > 0.5 * _hindsight(slices[0][groups == group])
+        if ours[groups == group].mean() > 0.5 * _hindsight(slices[0][groups == group])
     ]
     facts = [
         f"Options: {', '.join(METHODS)}, each also half and half with `maximum`, and `maximum`.",
@@ -102,8 +102,8 @@ def card(data, found, seen, network, seconds):
         " than a fair one. Shares: what the selector loses of what each of the two loses."
     )
     result = (
-        f"By slice pairs, the selector loses {ours / theirs:.0%} of what the single option loses, and"
-        f" {ours / _hindsight(slices[0]):.0%} of what the best one in hindsight loses; the aim was at most 50%."
+        f"By slice pairs, the selector loses {_share(ours, theirs)} of what the single option loses, and"
+        f" {_share(ours, _hindsight(slices[0]))} of what the best one in hindsight loses; the aim was at most 50%."
         + (f" On {', '.join(short)} alone it is more than half of the latter." if short else "")
         + " There are two PET subjects, perhaps of one person, and the networks among the options have seen the"
         " subjects that are not held back."
@@ -123,7 +123,7 @@ def card(data, found, seen, network, seconds):
         "The weights here, on slice pairs of the subjects held back:",
         "\n".join(table(*shipped, groups[~seen], members[~seen])),
         _wrapped(result),
-        "Made by `python -m MedFusionLib.fusion.training.selector --data FOLDER`.",
+        "Made by `python -m MedFusionLib train selector --data FOLDER`.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""Trains a network by its recipe: resumable, mixed precision on GPUs, several processes by torchrun."""
+"""Trains a method: resumable; by a recipe also in mixed precision on GPUs and in several processes by torchrun."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from ... import device as devices
 from ...errors import Cancelled, FileError, MethodError
 from .. import weights
 from . import atlas
+from . import checkpoint as checkpoints
 from .card import write_card
 from .recipes import RECIPES
 from .score import score
 
 log = logging.getLogger(__name__)
 
+COUNTED = {"medfusion": "steps", "selector": None}
+"""Methods with a way of training of their own, and what counts its length; all others train by epochs of a recipe."""
+
 
 @dataclass(frozen=True)
 class Training:
-    """What `train` answers. weights, card: the files; scores: {group: {measure: (mean, spread)}}; loss: the last."""
+    """What `train` answers.
+
+    weights, card: the files. scores: {group: {measure: (mean, spread)}}. loss: the last epoch's, NaN without epochs.
+    """
 
     weights: Path
     card: Path
     scores: dict
-    loss: float
+    loss: float = float("nan")
 
 
 class _Step(torch.nn.Module):
@@ -43,51 +50,100 @@ class _Step(torch.nn.Module):
         return self.loss(self.network, *batch)
 
 
-def train(method, data, output=None, epochs=None, seed=0, device="auto", resume=True, progress=None, cancelled=None):
-    """Train a method's network on the pairs below a folder and score it on the subjects held back.
+def train(
+    method,
+    data,
+    output=None,
+    epochs=None,
+    seed=0,
+    device="auto",
+    resume=True,
+    progress=None,
+    cancelled=None,
+    steps=None,
+    folds=0,
+):
+    """Train a method on the pairs below a folder and score it on the subjects held back.
 
-    method: a name in `recipes.RECIPES`. data: the atlas folder, see `atlas`. output: folder for weights, card,
-    checkpoint and TensorBoard log; None: the project's Resources/, checkpoint and log in runs/<method>/.
-    epochs: None: the recipe's. resume: go on from the checkpoint of the same method and seed, if there is one.
-    progress(fraction, message). cancelled() -> bool, asked before every step; the last epoch stays on disk.
+    method: a name in `recipes.RECIPES` or `COUNTED`. data: the atlas folder, see `atlas`. output: folder for weights,
+    card, checkpoint and TensorBoard log; None: the project's Resources/, checkpoint and log in runs/<method>/.
+    epochs: of a recipe; steps: of medfusion; None: as many as the shipped weights had. The selector is fitted in one
+    go, to quality that it measures first; its result depends on neither seed nor device.
+    resume: go on from the checkpoint of the same method and seed, if there is one.
+    progress(fraction, message). cancelled() -> bool, asked before every step; the last checkpoint stays on disk.
+    folds: of medfusion's cross-validation by subject, each a training of its own; 0: none.
 
-    Under torchrun every process trains on its own share and the first one writes. Returns a `Training`.
-    Raises MethodError, FileError, DeviceError, Cancelled.
+    Under torchrun every process trains a recipe on its own share and the first one writes; the others get None.
+    Returns a `Training`. Raises MethodError, FileError, DeviceError, Cancelled.
     """
-    if method not in RECIPES:
-        raise MethodError(f"{method!r} has nothing to train here: choose one of {', '.join(RECIPES)}.")
-    recipe = RECIPES[method]
-    epochs = recipe.epochs if epochs is None else epochs
-    if epochs < 1:
-        raise MethodError(f"{epochs} epochs train nothing: give 1 or more.")
-    rank, processes = _join(device)
+    _check(method, epochs, steps, folds)
+    atlas.require_split(data)
+    folder = weights.FOLDER if output is None else Path(output)
+    runs = Path("runs") / method if output is None else folder
+    say = progress or (lambda fraction, message: None)
     try:
-        chosen = devices.choose(device)
-        if processes > 1 and chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        seen = atlas.pairs(data, held_back=False)
-        folder = weights.FOLDER if output is None else Path(output)
-        runs = Path("runs") / method if output is None else folder
-        runs.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(seed)
-        network = recipe.network().to(chosen)
-        last = _fit(recipe, network, seen, runs, epochs, seed, chosen, resume, progress, cancelled, rank, processes)
-        if rank:
-            return None
-        name = f"{method}.safetensors"
-        if output is None:
-            weights.save(name, network)
-        else:
-            weights.save(name, network, folder)
-        scores = score(method, network.cpu().eval(), atlas.pairs(data, held_back=True))
-        card = write_card(method, recipe, folder, epochs, seed, scores, seen)
-        return Training(folder / name, card, scores, last)
+        for place in (folder, runs):
+            place.mkdir(parents=True, exist_ok=True)
+        if method == "selector":
+            from . import selector
+
+            scores = selector.run(data, folder, runs, resume, say, cancelled)
+            return Training(folder / f"{method}.safetensors", folder / f"{method}.md", scores)
+        if method == "medfusion":
+            from . import medfusion_training
+
+            chosen, board = devices.choose(device), _board(runs, method)
+            more = (steps, seed, chosen, resume, folds, say, cancelled, board)
+            scores = medfusion_training.run(data, folder, runs, *more)
+            if board:
+                board.close()
+            return Training(folder / f"{method}.safetensors", folder / f"{method}.md", scores)
+        return _by_recipe(method, data, folder, runs, epochs, seed, device, resume, say, cancelled)
     except OSError as error:
         if isinstance(error, FileError):
             raise
         raise FileError(
             f"the training of {method} cannot write its files: {error.strerror}. Free some space."
         ) from error
+
+
+def _check(method, epochs, steps, folds):
+    if method not in RECIPES and method not in COUNTED:
+        raise MethodError(f"{method!r} has nothing to train here: choose one of {', '.join((*COUNTED, *RECIPES))}.")
+    counted = COUNTED.get(method, "epochs")
+    for name, count in (("epochs", epochs), ("steps", steps)):
+        if count is not None and name != counted:
+            instead = f"give {counted}" if counted else "it is fitted in one go"
+            raise MethodError(f"{method} does not train by {name}: {instead}.")
+        if count is not None and count < 1:
+            raise MethodError(f"{count} {name} train nothing: give 1 or more.")
+    if folds and method != "medfusion":
+        raise MethodError(f"{method} is not cross-validated in folds: leave them out.")
+    if method in COUNTED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise MethodError(f"{method} trains in one process: start it without torchrun.")
+
+
+def _by_recipe(method, data, folder, runs, epochs, seed, device, resume, progress, cancelled):
+    recipe = RECIPES[method]
+    epochs = recipe.epochs if epochs is None else epochs
+    rank, processes = _join(device)
+    try:
+        chosen = devices.choose(device)
+        if processes > 1 and chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        seen = atlas.pairs(data, held_back=False)
+        torch.manual_seed(seed)
+        network = recipe.network().to(chosen)
+        last = _fit(
+            method, recipe, network, seen, runs, epochs, seed, chosen, resume, progress, cancelled, rank, processes
+        )
+        if rank:
+            return None
+        name = f"{method}.safetensors"
+        weights.save(name, network, folder)
+        scores = score(method, network.cpu().eval(), atlas.pairs(data, held_back=True))
+        card = write_card(method, recipe, folder, epochs, seed, scores, seen)
+        return Training(folder / name, card, scores, last)
     finally:
         if processes > 1:
             dist.destroy_process_group()
@@ -102,25 +158,25 @@ def _join(device):
     return dist.get_rank(), processes
 
 
-def _fit(recipe, network, seen, runs, epochs, seed, device, resume, progress, cancelled, rank, processes):
+def _fit(method, recipe, network, seen, runs, epochs, seed, device, resume, progress, cancelled, rank, processes):
     optimizer = torch.optim.Adam(network.parameters(), recipe.rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe.every, recipe.decay)
-    checkpoint = runs / "checkpoint.pt"
+    checkpoint = runs / f"{method}.checkpoint.pt"
     start, last = 0, float("nan")
-    if resume and checkpoint.is_file():
-        # Tensors and plain numbers only: nothing in the file can run.
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["seed"] == seed and state["epochs"] <= epochs:
-            network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-            start, last = state["epochs"], state["loss"]
+    state = checkpoints.load(checkpoint, device) if resume else None
+    if state and state["seed"] == seed and state["epochs"] <= epochs:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        start, last = state["epochs"], state["loss"]
+    elif state:
+        log.warning("%s is of another seed or of more epochs: the training begins afresh.", checkpoint.name)
     if start == 0 and recipe.pretrain:
         recipe.pretrain(network, seen, seed)
     step = _Step(network, recipe.loss)
     if processes > 1:
         step = DistributedDataParallel(step)
-    board = _board(runs) if rank == 0 else None
+    board = _board(runs, method) if rank == 0 else None
     half = device.type == "cuda"
     scaler = torch.amp.GradScaler(enabled=half)
     for epoch in range(start, epochs):
@@ -150,19 +206,17 @@ def _fit(recipe, network, seen, runs, epochs, seed, device, resume, progress, ca
                 board.add_scalar("rate", schedule.get_last_lr()[0], epoch + 1)
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"schedule": schedule.state_dict(), "epochs": epoch + 1, "seed": seed, "loss": last}
-            beside = checkpoint.with_suffix(".part")
-            torch.save(state, beside)
-            beside.replace(checkpoint)
+            checkpoints.save(state, checkpoint)
     if board:
         board.close()
     return last
 
 
-def _board(runs):
+def _board(runs, method):
     """TensorBoard's writer, or None where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.warning("no TensorBoard log: pip install MedFusion[train] brings it.")
         return None
-    return SummaryWriter(runs / "tensorboard")
+    return SummaryWriter(runs / "tensorboard" / method)
