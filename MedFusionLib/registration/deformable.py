@@ -9,7 +9,7 @@ sampled points with an analytic gradient, not on the whole grid; and both ways r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,14 +58,41 @@ def deform(fixed, moving, matrix, similarity, report):
 
     fixed, moving: `Image`s. matrix: fixed -> moving, from an affine registration. similarity: "mind" ("auto") or "ncc".
     """
-    velocity = lattice = None
     pair = _Pair(fixed, moving, matrix, correlation if similarity == "ncc" else self_similarity, report.check)
-    stiffness = pair.stiffness()
-    for n, step in enumerate(STEPS):
-        previous, lattice = lattice, Lattice(fixed, step.lattice)
-        velocity = lattice.zeros() if velocity is None else lattice.take_over(velocity, previous)
-        velocity = _optimise(pair, lattice, velocity, step, stiffness, n, report)
+    lattice, velocity = _fit(pair, STEPS, lambda part: report(0.6 + 0.28 * part, "Deforming"))
     return _whole(fixed, matrix, lattice, velocity, report.check)
+
+
+def way_back(fixed, moving, matrix, check):
+    """A map moving -> fixed found by itself, coarsely: points (N, 3), RAS mm, -> where they lie in `fixed`.
+
+    matrix: fixed -> moving. check(): raises Cancelled.
+    """
+    inverse = np.linalg.inv(matrix)
+    fewer = [replace(step, points=step.points // 4) for step in STEPS]
+    pair = _Pair(moving, fixed, inverse, self_similarity, check)
+    lattice, velocity = _fit(pair, fewer, lambda part: check())
+    with torch.no_grad():
+        field = lattice.exponential(velocity)
+
+    def back(points):
+        shifts = Interpolation(lattice, points)(field).cpu().numpy()
+        return _mapped(inverse, points + shifts @ lattice.affine[:3, :3].T)
+
+    return back
+
+
+def _fit(pair, steps, tell):
+    """(lattice, velocity) of a map between a pair of scans. tell(part): how much of it is done, 0..1."""
+    lattice = velocity = None
+    stiffness = pair.stiffness()
+    for n, step in enumerate(steps):
+        previous, lattice = lattice, Lattice(pair.fixed, step.lattice)
+        velocity = lattice.zeros() if velocity is None else lattice.take_over(velocity, previous)
+        velocity = _optimise(
+            pair, lattice, velocity, step, stiffness, 17 + n, lambda p, n=n: tell((n + p) / len(steps))
+        )
+    return lattice, velocity
 
 
 class _Pair:
@@ -169,8 +196,28 @@ class _Unlikeness(torch.autograd.Function):
         return gradient * ctx.saved_tensors[0], None, None, None, None
 
 
-def _optimise(pair, lattice, velocity, step, stiffness, number, report):
-    points = pair.points(step.points, seed=17 + number)
+class _Adam:
+    """Kingma and Ba, ICLR 2015. torch's own imports a compiler first, which takes as long as half a registration."""
+
+    DECAY, SQUARE_DECAY = 0.9, 0.99
+
+    def __init__(self, values):
+        self.values, self.steps = values, 0
+        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
+
+    def __call__(self, rate):
+        """One step along the gradient, which is taken away."""
+        gradient, self.values.grad = self.values.grad, None
+        self.steps += 1
+        self.mean.lerp_(gradient, 1 - self.DECAY)
+        self.square.lerp_(gradient.square(), 1 - self.SQUARE_DECAY)
+        spread = (self.square / (1 - self.SQUARE_DECAY**self.steps)).sqrt_().add_(1e-8)
+        with torch.no_grad():
+            self.values.addcdiv_(self.mean, spread, value=-rate / (1 - self.DECAY**self.steps))
+
+
+def _optimise(pair, lattice, velocity, step, stiffness, seed, tell):
+    points = pair.points(step.points, seed)
     interpolation = Interpolation(lattice, points)
     # Coordinates relative to a point of the head keep their digits in single precision.
     center = points.mean(axis=0)
@@ -182,19 +229,15 @@ def _optimise(pair, lattice, velocity, step, stiffness, number, report):
     first, second = (channels_at(described, index) for described in (pair.first, pair.second))
     to_mm = torch.tensor(lattice.affine[:3, :3], dtype=torch.float32, device=lattice.device)
     velocity = velocity.clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([velocity], lr=step.rate / lattice.spacing, betas=(0.9, 0.99))
-    start = 0.6 + 0.28 * number / len(STEPS)
+    climb = _Adam(velocity)
     for iteration in range(ITERATIONS):
-        report(start + 0.28 / len(STEPS) * iteration / ITERATIONS, "Deforming")
-        for group in optimiser.param_groups:
-            group["lr"] = step.rate / lattice.spacing * (1 - 0.8 * iteration / ITERATIONS)
-        optimiser.zero_grad(set_to_none=True)
+        tell(iteration / ITERATIONS)
         loss = stiffness * step.bending * bending(smoothed(velocity) * lattice.spacing, lattice.spacing)
         for along, here, there in ((velocity, first, pair.second), (-velocity, second, pair.first)):
             shifts = interpolation(lattice.exponential(along)) @ to_mm.T
             loss = loss + 0.5 * _Unlikeness.apply(shifts, local, here, there, to_index)
         loss.backward()
-        optimiser.step()
+        climb(step.rate / lattice.spacing * (1 - 0.8 * iteration / ITERATIONS))
     return velocity.detach()
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..errors import Cancelled, MethodError, VolumeError
-from ..volume import Volume, require_usable
+from ..volume import require_usable, require_volume
 from .result import Grid, Registration
 
 MODELS = ("none", "rigid", "affine", "deformable")
@@ -49,7 +49,7 @@ def register(
     Returns a `Registration` whose `quality` says whether to trust it.
     Raises VolumeError for volumes that cannot be registered, MethodError for unknown options, Cancelled.
     """
-    _check(fixed, moving, model, initial, similarity, levels, fixed_mask, moving_mask)
+    _check(fixed, moving, model, seed, initial, similarity, levels, fixed_mask, moving_mask)
     if model == "none":
         return Registration("none", np.eye(4), None, Grid.of(fixed))
     from .search import search
@@ -100,7 +100,7 @@ def _one_thread():
         torch.set_num_threads(before)
 
 
-def _check(fixed, moving, model, initial, similarity, levels, fixed_mask, moving_mask):
+def _check(fixed, moving, model, seed, initial, similarity, levels, fixed_mask, moving_mask):
     if model not in MODELS:
         raise MethodError(f"registration model {model!r} is not one of {', '.join(MODELS)}.")
     if similarity not in ("auto", "mind", "ncc"):
@@ -109,16 +109,21 @@ def _check(fixed, moving, model, initial, similarity, levels, fixed_mask, moving
         if initial not in INITIAL:
             raise MethodError(f"initial {initial!r} is not one of {', '.join(INITIAL)}, or a 4x4 matrix.")
     else:
-        matrix = np.asarray(initial, dtype=np.float64)
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-            raise MethodError("initial must be a finite, invertible 4x4 matrix, moving -> fixed, RAS mm.")
-    if len(levels) < 1 or any(s <= 0 for s in levels) or list(levels) != sorted(levels):
+        _check_matrix(initial, model)
+    if not (
+        isinstance(levels, (tuple, list))
+        and levels
+        and all(0 < s < np.inf for s in levels)
+        and list(levels) == sorted(levels)
+    ):
         raise MethodError(f"levels {levels!r} must be millimetres from fine to coarse, such as (1.5, 3, 6).")
+    if seed < 0:
+        raise MethodError(f"the seed is {seed}: choose 0 or more.")
     if model == "none":
+        for volume in (fixed, moving):
+            require_volume(volume)
         return
     for volume in (fixed, moving):
-        if not isinstance(volume, Volume):
-            raise VolumeError(f"a {type(volume).__name__} cannot be registered: give a Volume (read_volume makes one).")
         require_usable(volume)
         if min(volume.size) < LEAST:
             size = " x ".join(str(n) for n in volume.size)
@@ -127,5 +132,28 @@ def _check(fixed, moving, model, initial, similarity, levels, fixed_mask, moving
                 " each axis. Give the whole stack, or choose registration “none”."
             )
     for name, mask in (("fixed_mask", fixed_mask), ("moving_mask", moving_mask)):
-        if mask is not None and not np.any(mask.array):
+        if mask is None:
+            continue
+        require_volume(mask)
+        if mask.is_vector:
+            raise VolumeError(f"{name} is a colour or vector volume: give a label map or a scalar volume.")
+        if not np.any(mask.array):
             raise VolumeError(f"{name} is empty: draw a region in it, or leave it out.")
+
+
+def _check_matrix(initial, model):
+    try:
+        matrix = np.asarray(initial, dtype=np.float64)
+    except (TypeError, ValueError):
+        matrix = np.empty(0)
+    if (
+        matrix.shape != (4, 4)
+        or not np.isfinite(matrix).all()
+        or not np.allclose(matrix[3], (0, 0, 0, 1))
+        or abs(np.linalg.det(matrix)) < 1e-9
+    ):
+        raise MethodError("initial must be a finite, invertible 4x4 matrix, moving -> fixed, RAS mm, last row 0 0 0 1.")
+    if np.linalg.det(matrix[:3, :3]) < 0:
+        raise MethodError("initial mirrors the moving scan, and registration cannot turn it back: leave the mirror out.")
+    if model == "rigid" and not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-3):
+        raise MethodError("initial scales or shears, which no rigid motion does: choose affine, or give a rigid matrix.")

@@ -8,8 +8,13 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ..errors import VolumeError
+
 SLAB = 2**22
 """Voxels converted to float32 at once, so that a full-size scan never exists as a float32 copy."""
+
+FEWEST = 40
+"""Points in a mask under which no similarity can be measured."""
 
 # The generalised golden ratio of three dimensions: its powers spread points evenly (Roberts 2018, the R3 sequence).
 _GOLDEN = 1.2207440846057596 ** -np.arange(1, 4)
@@ -106,6 +111,11 @@ class Image:
             if len(points) >= count:
                 return points[:count]
             asked = min(20 * count, asked * 4)
+        if len(points) < FEWEST:
+            raise VolumeError(
+                f"the mask of {self.volume.title} hardly covers any of its anatomy: draw it larger, check that it is of"
+                " this scan, or leave it out."
+            )
         return points
 
 

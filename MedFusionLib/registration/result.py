@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import FileError, GeometryError, VolumeError
 from ..normalize import looks_like_hu
-from ..volume import LPS, Volume
+from ..volume import LPS, Volume, require_volume
 
 AIR = -1000.0
 """HU: what lies outside a CT."""
@@ -44,14 +44,15 @@ class Quality:
         (the same), before (as the scanners placed the volumes) and after; NaN where nothing overlaps.
     overlap: share of the smaller field of view that lies inside the other one, 0..1, over the anatomy.
     inverse_consistency: mm, mean difference over the anatomy between this result and the inverse of what
-        registering fixed to moving gives from there.
+        registering fixed to moving gives: from there, and for a deformation also anew.
     sharpness: how many times as high the similarity (less 1) is here as at the best place 12 mm away: a true optimum
         stands out, over 1.
     jacobian: (least, greatest) determinant of the fixed -> moving map's Jacobian. folded: voxels where it is not
         positive.
     mirrored: how many times as high the similarity (less 1) would be with the moving scan mirrored left to right:
         over 1 means that one of the two scans has its sides exchanged.
-    unsupported: mm by which a deformation moves some part without making it fit better.
+    unsupported: mm, of a deformation: the geometric mean of how far it moves some part without making it fit better,
+        and of how far points end from themselves after it and a way back found anew. Each is exceeded by few parts.
     """
 
     verdict: str
@@ -119,6 +120,7 @@ class Registration:
         """
         import SimpleITK as sitk
 
+        require_volume(volume)
         if interpolation not in _INTERPOLATIONS:
             raise VolumeError(f"interpolation {interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}.")
         kind = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline, "nearest": sitk.sitkNearestNeighbor}

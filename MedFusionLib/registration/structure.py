@@ -42,7 +42,7 @@ def self_similarity(level, distance=2.0):
     channels.div_(noise).neg_().exp_()
     channels -= channels.mean(dim=0)
     # Where all pairs are alike there is nothing to tell them apart by.
-    channels.div_(channels.std(dim=0).add_(0.02))
+    channels.div_(channels.square().mean(dim=0).sqrt_().add_(0.02))
     return Described(channels.reshape(len(pairs), -1).T.contiguous(), tuple(int(n) for n in level.size))
 
 
