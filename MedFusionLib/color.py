@@ -6,7 +6,7 @@ import numpy as np
 
 from .errors import GeometryError, MethodError, VolumeError
 from .normalize import display_range
-from .volume import Volume
+from .volume import Volume, require_finite, require_volume
 
 LUTS = {
     # (place 0..255, red, green, blue 0..1), linear in between: the same tables as Slicer's PET colour nodes.
@@ -70,6 +70,18 @@ def table(lut):
     return np.rint(255 * np.stack(channels, 1)).astype(np.uint8)
 
 
+def require_coloring(coloring):
+    """Raise MethodError unless a `pipeline.Coloring` names a colour table, an opacity and a threshold that exist."""
+    table(coloring.lut)
+    for what, value, highest in (("opacity", coloring.opacity, 1), ("threshold", coloring.threshold, np.inf)):
+        if value is None and what == "threshold":
+            continue
+        if not isinstance(value, (int, float, np.number)) or np.isnan(value):
+            raise MethodError(f"the overlay's {what} is {value!r}: give a number.")
+        if what == "opacity" and not 0 <= value <= highest:
+            raise MethodError(f"the overlay's opacity is {value}: choose 0 to 1.")
+
+
 def colorize(base, functional, coloring):
     """Lay PET or SPECT in colour over grey anatomy.
 
@@ -80,13 +92,15 @@ def colorize(base, functional, coloring):
     Returns a uint8 RGB Volume, array (K, J, I, 3). Memory beyond it stays bounded for any size.
     Raises GeometryError for different grids, MethodError for an unknown table, VolumeError for unusable volumes.
     """
+    for volume in (base, functional):
+        require_volume(volume)
     if not base.same_grid(functional):
         raise GeometryError(f"{functional.title} is not on the grid of {base.title}: resample it first.")
     for volume in (base, functional):
         if volume.is_vector:
             raise VolumeError(f"{volume.title} is in colour already: choose a scalar volume.")
-    if not 0 <= coloring.opacity <= 1:
-        raise MethodError(f"the overlay's opacity is {coloring.opacity}: choose 0 to 1.")
+        require_finite(volume)
+    require_coloring(coloring)
     colors = table(coloring.lut).astype(np.float32) * np.float32(coloring.opacity)
     black, white = display_range(functional)
     base_black, base_white = display_range(base)

@@ -17,7 +17,7 @@ def choose(name="auto"):
         return torch.device(next(kind for kind, there in available.items() if there))
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps.") from error
     if not available.get(device.type, False) or (device.index or 0) >= max(1, torch.cuda.device_count()):
         here = ", ".join(kind for kind, there in available.items() if there)

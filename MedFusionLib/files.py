@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import FileError, GeometryError, VolumeError
-from .volume import LPS, MODALITIES, Volume
+from .volume import LPS, MODALITIES, Volume, require_volume
 
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that `write_volume` takes; of these `.nhdr` and `.mhd` have a second file for the voxels."""
@@ -79,6 +79,7 @@ def write_volume(volume, path):
 
     Raises FileError if it cannot be written, GeometryError for a sheared grid in a format that has none.
     """
+    require_volume(volume)
     path = Path(path)
     require_writable(path)
     ending = _ending(path.name)
@@ -162,8 +163,8 @@ def guess_modality(volume, file_name=""):
 def to_sitk(volume):
     """SimpleITK image (LPS mm) of a volume; vectors stay as they are. Copies the voxels."""
     array = volume.array
-    if array.dtype == np.float16:
-        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        array = array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     image = sitk.GetImageFromArray(array, isVector=volume.is_vector)
     matrix = LPS @ volume.affine

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from numbers import Integral
 from os import PathLike
 
 from .errors import Cancelled, MethodError, RegistrationError
-from .volume import FUNCTIONAL, Volume, require_different, require_usable
+from .volume import FUNCTIONAL, Volume, require_different, require_usable, require_volume
 
 MODELS = ("none", "rigid", "affine", "deformable")
 UNTRUSTED = ("warn", "stop")
+REGISTER_OPTIONS = {"initial", "fixed_mask", "moving_mask", "similarity", "levels"}
+"""Keyword arguments of `register` that a request has no field of its own for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,9 @@ def run(request, progress=None, cancelled=None):
     steps = _Steps(progress, cancelled, seconds={})
     with steps("read", 0.0, 0.05) as report:
         report(0, "Reading")
-        sources = [_read(source) for source in request.sources]
+        # One path is no list of letters.
+        given = [request.sources] if isinstance(request.sources, (str, PathLike, Volume)) else request.sources
+        sources = [_read(source) for source in given]
         _check(request, sources)
     fixed = sources[request.reference]
     registrations, aligned, messages = [], [], []
@@ -128,7 +133,8 @@ def run(request, progress=None, cancelled=None):
 
 
 def _read(source):
-    if isinstance(source, Volume):
+    if not isinstance(source, (str, PathLike)):
+        require_volume(source)
         return source
     from .files import read_volume
 
@@ -136,13 +142,13 @@ def _read(source):
 
 
 def _check(request, sources):
-    from .color import table
+    from .color import require_coloring
     from .fusion.registry import find
 
     info = find(request.method)
     if not 2 <= len(sources) <= info.max_sources:
         raise MethodError(f"{info.title} fuses 2 to {info.max_sources} volumes: {len(sources)} given.")
-    if not 0 <= request.reference < len(sources):
+    if not isinstance(request.reference, Integral) or not 0 <= request.reference < len(sources):
         raise MethodError(f"the reference is source {request.reference}, but there are {len(sources)} sources.")
     for name, value, choices in (
         ("registration", request.registration, MODELS),
@@ -153,9 +159,14 @@ def _check(request, sources):
         if value not in choices:
             raise MethodError(f"{name} {value!r} is not one of {', '.join(choices)}.")
     if request.coloring:
-        table(request.coloring.lut)
-        if not 0 <= request.coloring.opacity <= 1:
-            raise MethodError(f"the overlay's opacity is {request.coloring.opacity}: choose 0 to 1.")
+        if not isinstance(request.coloring, Coloring):
+            raise MethodError(f"coloring is a {type(request.coloring).__name__}: give a Coloring, or None.")
+        require_coloring(request.coloring)
+    unknown = set(request.register_options) - REGISTER_OPTIONS
+    if unknown:
+        raise MethodError(
+            f"register_options hold {', '.join(sorted(unknown))}: choose of {', '.join(sorted(REGISTER_OPTIONS))}."
+        )
     for source in sources:
         require_usable(source)
     require_different(sources)

@@ -42,7 +42,10 @@ class Volume:
 
     def __post_init__(self):
         array = np.asarray(self.array)
-        affine = np.array(self.affine, dtype=np.float64)
+        try:
+            affine = np.array(self.affine, dtype=np.float64)
+        except (TypeError, ValueError):
+            affine = np.empty(0)
         if array.dtype == bool:
             array = array.view(np.uint8)
         if array.dtype.kind not in "iuf":
@@ -61,9 +64,15 @@ class Volume:
         if self.modality not in MODALITIES:
             raise VolumeError(f"{self.title}: modality {self.modality!r} is not one of {', '.join(MODALITIES)}.")
         if self.display_range is not None:
-            black, white = (float(x) for x in self.display_range)
+            try:
+                black, white = (float(x) for x in self.display_range)
+            except (TypeError, ValueError):
+                black = white = np.nan
             if not (np.isfinite([black, white]).all() and black < white):
-                raise VolumeError(f"{self.title}: display range ({black}, {white}) must rise from black to white.")
+                raise VolumeError(
+                    f"{self.title}: display range {self.display_range} must be two numbers that rise from black to"
+                    " white."
+                )
             object.__setattr__(self, "display_range", (black, white))
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", affine)
@@ -126,21 +135,35 @@ class Volume:
         return 2 - best[order[name]]
 
 
+def require_volume(value):
+    """Raise VolumeError unless `value` is a `Volume`."""
+    if not isinstance(value, Volume):
+        held = " (its .volume is one)" if isinstance(getattr(value, "volume", None), Volume) else ""
+        raise VolumeError(f"a {type(value).__name__} is no Volume{held}: give what read_volume returns.")
+
+
 def require_usable(volume):
     """Raise VolumeError unless `volume` is a scalar one with finite values that are not all equal.
 
     Computes nothing that grows with the volume but one pass over it.
     """
+    require_volume(volume)
     if volume.is_vector:
         raise VolumeError(f"{volume.title} is a colour or vector volume: choose a scalar one (its intensities).")
+    low, high = require_finite(volume)
+    if low == high:
+        raise VolumeError(f"{volume.title} is constant (every voxel is {low}): there is nothing to register or fuse.")
+
+
+def require_finite(volume):
+    """(least, greatest) value of a volume. Raises VolumeError where a voxel is NaN or infinite."""
     low, high = volume.array.min(), volume.array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int((~np.isfinite(volume.array)).sum())
         raise VolumeError(
             f"{volume.title} has {bad} NaN or infinite voxels: replace them (for example by 0, outside the body)."
         )
-    if low == high:
-        raise VolumeError(f"{volume.title} is constant (every voxel is {low}): there is nothing to register or fuse.")
+    return low, high
 
 
 def require_different(volumes):

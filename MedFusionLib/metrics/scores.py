@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import Cancelled, GeometryError, MethodError, VolumeError
 from ..normalize import to_unit
-from ..volume import require_usable
+from ..volume import require_usable, require_volume
 from .gradients import activity_measures, edge_measures
 from .histograms import level_measures
 from .structure import (
@@ -150,6 +150,8 @@ def _known(names, default, choices):
 
 def _names(sources, names):
     """(names to measure, (index of the CT, index of the MRI) or None)."""
+    for source in sources:
+        require_volume(source)
     modalities = [source.modality for source in sources]
     roles = (modalities.index("CT"), modalities.index("MR")) if {"CT", "MR"} <= set(modalities) else None
     every = (*NAMES, *TASK) if roles else NAMES
@@ -160,6 +162,7 @@ def _levels(fused, sources):
     """uint8 arrays (K, J, I) of the sources, and of the fusion."""
     if not 2 <= len(sources) <= 3:
         raise MethodError(f"a fusion is measured against 2 or 3 sources: {len(sources)} given.")
+    require_volume(fused)
     for source in sources:
         require_usable(source)
         if not source.same_grid(fused):

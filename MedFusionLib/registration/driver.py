@@ -154,6 +154,6 @@ def _check_matrix(initial, model):
     ):
         raise MethodError("initial must be a finite, invertible 4x4 matrix, moving -> fixed, RAS mm, last row 0 0 0 1.")
     if np.linalg.det(matrix[:3, :3]) < 0:
-        raise MethodError("initial mirrors the moving scan, and registration cannot turn it back: leave the mirror out.")
+        raise MethodError("initial mirrors the moving scan, which no motion turns back: leave the mirror out.")
     if model == "rigid" and not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-3):
-        raise MethodError("initial scales or shears, which no rigid motion does: choose affine, or give a rigid matrix.")
+        raise MethodError("initial scales or shears, as no rigid motion does: choose affine or give a rigid matrix.")

@@ -68,6 +68,14 @@ def test_bad_inputs_are_named():
     rgb = colorize(grey(), pet(np.arange(24)), Coloring())
     with pytest.raises(VolumeError, match="in colour already"):
         colorize(rgb, pet(np.arange(24)), Coloring())
+    spoiled = np.arange(24.0)
+    spoiled[5] = np.nan
+    with pytest.raises(VolumeError, match="“pet” has 1 NaN"):
+        colorize(grey(), pet(spoiled, (0, 10)), Coloring())
+    with pytest.raises(MethodError, match="threshold is nan"):
+        colorize(grey(), pet(np.arange(24)), Coloring(threshold=float("nan")))
+    with pytest.raises(VolumeError, match="a NoneType is no Volume"):
+        colorize(grey(), None, Coloring())
     with pytest.raises(VolumeError, match="“pet” is constant"):
         colorize(grey(), pet(np.ones(24), None), Coloring())
 

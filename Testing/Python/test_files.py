@@ -114,7 +114,9 @@ def test_rgb_comes_back(tmp_path, ending):
     np.testing.assert_array_equal(back.array, rgb)
 
 
-@pytest.mark.parametrize("dtype", (np.uint8, np.int16, ">i2", np.uint16, np.int32, np.int64, np.float16, np.float64))
+@pytest.mark.parametrize(
+    "dtype", (np.uint8, np.int16, ">i2", np.uint16, np.int32, np.int64, np.float16, np.float64, np.longdouble)
+)
 def test_number_types_come_back(tmp_path, dtype):
     volume = Volume(np.arange(6 * 7 * 8).reshape(6, 7, 8).astype(dtype), np.eye(4))
     write_volume(volume, tmp_path / "v.nrrd")

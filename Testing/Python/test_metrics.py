@@ -11,6 +11,7 @@ import pytest
 from scipy import ndimage
 
 from MedFusionLib.errors import Cancelled, GeometryError, MedFusionError, MethodError, VolumeError
+from MedFusionLib.fusion import Fusion
 from MedFusionLib.metrics import NAMES, QUICK, TASK, evaluate, evaluate_slices, markdown, pair_scores
 from MedFusionLib.volume import Volume
 
@@ -292,6 +293,13 @@ def test_bad_input(volumes):
         (MethodError, "bone_solid", lambda: evaluate(fused, [mr, mr], names=["bone_solid"])),
         (MethodError, "whole", lambda: evaluate(fused, [ct, mr], mode="whole")),
         (GeometryError, "around", lambda: evaluate(fused, [ct, mr], axis="around")),
+        (VolumeError, "a ndarray is no Volume", lambda: evaluate(fused.array, [ct, mr])),
+        (VolumeError, "a NoneType is no Volume", lambda: evaluate(fused, [ct, None])),
+        (
+            VolumeError,
+            r"a Fusion is no Volume \(its \.volume is one\)",
+            lambda: evaluate(Fusion(fused, None), [ct, mr]),
+        ),
         (GeometryError, "not on the grid", lambda: evaluate(fused, [ct, Volume(mr.array, moved, "MR")])),
         (GeometryError, "not on the grid", lambda: evaluate(fused, [ct, mr.with_array(mr.array[:5])])),
         (VolumeError, "NaN", lambda: evaluate(fused.with_array(with_nan), [ct, mr])),

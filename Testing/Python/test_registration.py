@@ -196,6 +196,14 @@ def test_volumes_that_cannot_be_registered(head, change, says):
         {"initial": np.zeros((4, 4))},
         {"similarity": "ssd"},
         {"levels": (3, 1)},
+        {"levels": ()},
+        {"levels": None},
+        {"levels": (np.nan,)},
+        {"seed": -1},
+        {"initial": [["a"] * 4] * 4},
+        {"initial": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0.1, 0, 0, 1]]},
+        {"initial": np.diag([-1.0, 1, 1, 1])},
+        {"initial": np.diag([1.2, 1, 1, 1])},
     ],
 )
 def test_unknown_options(head, options):
@@ -206,6 +214,31 @@ def test_unknown_options(head, options):
 def test_an_empty_mask(head):
     with pytest.raises(VolumeError, match="fixed_mask is empty"):
         register(head.ct, head.pet, fixed_mask=head.ct.with_array(np.zeros(head.ct.array.shape, np.uint8)))
+
+
+@pytest.mark.parametrize("model", ["rigid", "deformable"])
+@pytest.mark.parametrize("of", ["fixed_mask", "moving_mask"])
+def test_a_mask_of_somewhere_else(head, model, of):
+    away = np.eye(4)
+    away[:3, 3] = 5000
+    volume = head.ct if of == "fixed_mask" else head.pet
+    with pytest.raises(VolumeError, match=f"mask of “{volume.name}” hardly covers"):
+        register(head.ct, head.pet, model, **{of: Volume(np.ones((9, 9, 9), np.uint8), away)})
+
+
+def test_a_mask_that_is_none(head):
+    with pytest.raises(VolumeError, match="a ndarray is no Volume"):
+        register(head.ct, head.pet, fixed_mask=head.ct.array > 0)
+    with pytest.raises(VolumeError, match="moving_mask is a colour or vector"):
+        register(head.ct, head.pet, moving_mask=Volume(np.ones((4, 4, 4, 3)), np.eye(4)))
+
+
+def test_what_is_no_volume(head):
+    for model in ("none", "rigid"):
+        with pytest.raises(VolumeError, match="a str is no Volume"):
+            register(head.ct, "pet.nii.gz", model)
+    with pytest.raises(VolumeError, match="a NoneType is no Volume"):
+        register(head.ct, head.pet, "none").resample(None)
 
 
 def test_cancel_is_prompt_and_progress_rises(head):

@@ -68,8 +68,8 @@ def test_matrices_that_are_no_geometry(affine, message):
 def test_meaning_is_checked():
     with pytest.raises(VolumeError, match="'MRI' is not one of CT, MR, PT"):
         volume(modality="MRI")
-    for window in ((5, 5), (6, 5), (0, np.inf)):
-        with pytest.raises(VolumeError, match="must rise from black to white"):
+    for window in ((5, 5), (6, 5), (0, np.inf), (5,), ("a", 5), 3):
+        with pytest.raises(VolumeError, match="two numbers that rise from black to white"):
             volume(display_range=window)
 
 
