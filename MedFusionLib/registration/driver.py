@@ -50,12 +50,14 @@ def register(
     Raises VolumeError for volumes that cannot be registered, MethodError for unknown options, Cancelled.
     """
     _check(fixed, moving, model, seed, initial, similarity, levels, fixed_mask, moving_mask)
+    report = _Reporter(progress, cancelled)
     if model == "none":
+        report(1.0, "Left in place")
         return Registration("none", np.eye(4), None, Grid.of(fixed))
     from .search import search
 
     with _one_thread():
-        return search(
+        registration = search(
             fixed,
             moving,
             model,
@@ -66,8 +68,10 @@ def register(
             moving_mask,
             similarity,
             levels,
-            _Reporter(progress, cancelled),
+            report,
         )
+    report(1.0, "Registered")
+    return registration
 
 
 class _Reporter:

@@ -254,6 +254,14 @@ def test_cancel_is_prompt_and_progress_rises(head):
     assert fractions == sorted(fractions)
 
 
+@pytest.mark.parametrize("model", ["none", "rigid"])
+def test_progress_ends_at_one(head, model):
+    fractions = []
+    register(head.ct, head.pet, model, progress=lambda f, m: fractions.append(f))
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+
+
 def test_results_need_no_torch():
     code = "import sys, MedFusionLib.registration as r; r.Registration; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
