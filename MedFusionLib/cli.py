@@ -108,10 +108,17 @@ def register(
     if not (output or transform or picture):
         raise typer.BadParameter("nothing to write: give --output, --transform or --picture.")
     _keep_apart([fixed, moving, *filter(None, (fixed_mask, moving_mask))], output, transform, picture)
-    from .files import read_volume, require_writable, write_volume
+    from .files import read_volume, require_place, require_writable, write_volume
+    from .registration.result import require_transform
 
     if output:
         require_writable(output)
+    if transform:
+        require_transform(transform, model)
+    if picture:
+        if picture.suffix.lower() != ".png":
+            raise FileError(f"{picture.name!r} is no picture file: end its name in .png.")
+        require_place(picture)
     masks = [mask and read_volume(mask, labels=True) for mask in (fixed_mask, moving_mask)]
     volumes = _read([fixed, moving], modality, series)
     from .registration import register as run_register
@@ -205,11 +212,12 @@ def run(
 
     python -m MedFusionLib run ct_dicom/ pet_dicom/ --series '' --series 'PET AC' --threshold 2.5 -o results
     """
-    from .outputs import require_folder, write_result
+    from .outputs import NAMES, require_folder, write_result
     from .pipeline import Coloring, Request
     from .pipeline import run as run_pipeline
 
     require_folder(output)
+    _keep_apart(sources, *(output / name for name in NAMES))
     volumes = _read(sources, modality, series)
     if reference > len(volumes):
         raise typer.BadParameter(f"--reference {reference}, but there are {len(volumes)} sources.")
@@ -253,12 +261,14 @@ def evaluate(
 
     python -m MedFusionLib evaluate fused.nrrd ct.nrrd pet_on_ct.nrrd --all --axis coronal --csv scores.csv
     """
-    from .files import read_volume
+    from .files import read_volume, require_place
     from .metrics import QUICK, evaluate_slices
     from .metrics import evaluate as measure
     from .outputs import write_table
 
     _keep_apart([fused, *sources], csv)
+    if csv:
+        require_place(csv)
     names = None if every else QUICK
     volume, volumes = read_volume(fused), _read(sources, modality, series)
     with _bar() as progress:
@@ -327,7 +337,12 @@ def batch(
     python -m MedFusionLib batch cohort.csv --method laplacian --device cuda -o results
     """
     from .cohort import find_subjects, run_cohort
+    from .outputs import require_folder
     from .pipeline import Coloring
+
+    require_folder(output)
+    if cohort.is_dir() and output.resolve().is_relative_to(cohort.resolve()):
+        raise FileError(f"{output.name!r} lies in the cohort's folder: results there would be taken for scans.")
 
     settings = {
         "registration": registration,

@@ -48,7 +48,9 @@ def read_series(path, series=None):
     path = Path(path)
     groups = _scan(path)
     if not groups:
-        raise FileError(f"{path.name!r} holds no DICOM images: choose the folder of a CT, MR, PT or NM series.")
+        raise FileError(
+            f"{path.resolve().name!r} holds no DICOM images: choose the folder of a CT, MR, PT or NM series."
+        )
     headers = _choose(groups, series)
     first = headers[0]
     if int(first.get("SamplesPerPixel", 1)) != 1:

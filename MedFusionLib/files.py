@@ -111,8 +111,16 @@ def require_writable(path):
     path = Path(path)
     if _ending(path.name) not in WRITABLE:
         raise FileError(f"{path.name!r}: write {', '.join(WRITABLE)}; the ending says which.")
+    require_place(path)
+
+
+def require_place(path):
+    """Raise FileError if no file could be put at `path`, as far as that can be told before."""
+    path = Path(path)
     if not path.parent.is_dir():
         raise FileError(f"the folder of {path.name!r} does not exist: make it first.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise FileError(f"the folder of {path.name!r} may not be written to: choose another one.")
     if path.is_dir():
         raise FileError(f"{path.name!r} is a folder: name a file in it.")
 
@@ -144,7 +152,9 @@ def guess_modality(volume, file_name=""):
     By a word of its file's name ("pet", "t1w", ...), else by its values: air at -1000 and bone above 300 make a
     CT in Hounsfield units. Else "OT": MRI, PET and SPECT cannot be told apart safely by their values.
     """
-    words = set(re.split(r"[^a-z0-9]+", file_name.lower()))
+    # Of "t1_on_ct", t1 is what it shows, and ct whose grid it is on.
+    shown = re.split(r"[^a-z0-9]on[^a-z0-9]", file_name.lower())[0]
+    words = set(re.split(r"[^a-z0-9]+", shown))
     named = [modality for modality, tokens in _TOKENS.items() if words & tokens]
     if len(named) == 1:
         return named[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -16,9 +17,13 @@ from .normalize import display_range
 REPORT = "report.json"
 """Written last: a folder that holds it is whole."""
 
+NAMES = ("fused.nrrd", "color.nrrd", "scores.csv", REPORT)
+"""What a result's files are always called."""
+
 
 def write_result(result, request, folder, more=None):
-    """Write a result into a folder: all of it, or nothing.
+    """Write a result into a folder: all of it, or nothing. What an earlier result left there and this one has not, such
+    as the colour volume of another pair, goes.
 
     fused.nrrd, color.nrrd (with PET or SPECT), MR-to-CT.h5 and the like (ITK transforms: load them in Slicer and put
     them on the moving volume), scores.csv, report.json (what was done, with what, how long it took, what to know).
@@ -27,6 +32,7 @@ def write_result(result, request, folder, more=None):
     Returns the names of the files. Raises FileError where they cannot be written.
     """
     labels = label(result.sources)
+    earlier = _earlier(Path(folder))
     with folder_beside(folder) as place:
         write_volume(result.fusion.volume, place / "fused.nrrd")
         if result.rgb is not None:
@@ -38,9 +44,21 @@ def write_result(result, request, folder, more=None):
             write_table(place / "scores.csv", [{"metric": k, "value": v} for k, v in result.scores.items()])
         if more:
             more(place)
-        (place / REPORT).write_text(json.dumps(report(result, request), indent=2) + "\n", encoding="utf-8")
-        names = sorted(file.name for file in place.iterdir())
+        names = sorted([*(file.name for file in place.iterdir()), REPORT])
+        said = json.dumps(report(result, request) | {"files": names}, indent=2, allow_nan=False)
+        (place / REPORT).write_text(said + "\n", encoding="utf-8")
+    for name in earlier - set(names):
+        (Path(folder) / name).unlink(missing_ok=True)
     return names
+
+
+def _earlier(folder):
+    """Names of the files of the result that lies in a folder, as its report says."""
+    try:
+        names = json.loads((folder / REPORT).read_text(encoding="utf-8"))["files"]
+        return {name for name in names if Path(name).name == name}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def report(result, request):
@@ -63,10 +81,17 @@ def report(result, request):
             if registration is not None
         },
         "fusion": result.fusion.volume.attributes,
-        "scores": result.scores,
+        "scores": {name: value if math.isfinite(value) else None for name, value in result.scores.items()},
         "seconds": {step: round(seconds, 3) for step, seconds in result.seconds.items()},
-        "messages": list(result.messages),
+        "messages": [_anonymous(message, result.sources, labels) for message in result.messages],
     }
+
+
+def _anonymous(message, sources, labels):
+    """A message with its volumes' labels for their names, which may be the patient's."""
+    for source, name in zip(sources, labels, strict=True):
+        message = message.replace(source.title, f"the {name}")
+    return message
 
 
 def label(volumes):
@@ -94,9 +119,12 @@ def write_table(path, rows):
 
 
 def require_folder(folder):
-    """Raise FileError if `folder` is a file."""
+    """Raise FileError if `folder` is a file, or could not be made or written to, as far as that can be told before."""
     if folder.exists() and not folder.is_dir():
         raise FileError(f"{folder.name!r} is a file: name a folder for the results.")
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise FileError(f"{folder.name!r} cannot be written: {there.name!r} is no folder you may write to.")
 
 
 @contextlib.contextmanager

@@ -164,10 +164,7 @@ class Registration:
         import SimpleITK as sitk
 
         path = Path(path)
-        if path.suffix.lower() not in _ENDINGS:
-            raise FileError(f"{path.name!r} is no transform file: end its name in {', '.join(_ENDINGS)}.")
-        if self.displacement is not None and path.suffix.lower() not in (".h5", ".hdf5"):
-            raise FileError(f"{path.name!r} cannot hold a deformation: end its name in .h5.")
+        require_transform(path, self.model)
         try:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medfusion-") as folder:
                 partial = os.path.join(folder, path.name)
@@ -195,6 +192,17 @@ class Registration:
         field.SetSpacing(spacing)
         field.SetDirection(direction)
         return sitk.DisplacementFieldTransform(field)
+
+
+def require_transform(path, model):
+    """Raise FileError if a registration of `model` could not be written to `path`, as far as can be told before."""
+    if path.suffix.lower() not in _ENDINGS:
+        raise FileError(f"{path.name!r} is no transform file: end its name in {', '.join(_ENDINGS)}.")
+    if model == "deformable" and path.suffix.lower() not in (".h5", ".hdf5"):
+        raise FileError(f"{path.name!r} cannot hold a deformation: end its name in .h5.")
+    from ..files import require_place
+
+    require_place(path)
 
 
 def _itk_geometry(affine, start=0):

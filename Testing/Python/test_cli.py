@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ import SimpleITK as sitk
 
 from MedFusionLib import phantom, read_volume, write_volume
 from MedFusionLib.cli import main
+from MedFusionLib.outputs import write_result
+from MedFusionLib.pipeline import Request, run
 from MedFusionLib.volume import Volume
 
 VERBS = ("register", "fuse", "run", "evaluate", "methods", "batch", "train", "demo")
@@ -143,9 +147,36 @@ def test_run_writes_everything(call, folder, tmp_path):
     assert np.abs(error[:3, 3]).max() < 5
     # Nothing in it tells whose files they were.
     assert str(folder) not in json.dumps(report) and "t1.nii" not in json.dumps(report)
-    # Again into the same folder: replaced, nothing added.
+    # Again into the same folder: replaced; nothing of the first result that the second lacks stays, what is not
+    # MedFusion's does.
+    (tmp_path / "out" / "notes.txt").touch()
     assert call("run", *sources[:2], "--method", "maximum", "--registration", "none", "-o", tmp_path / "out")[0] == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["fusion"]["MedFusion.Method"] == "maximum"
+    assert files(tmp_path / "out") == ["fused.nrrd", "notes.txt", "report.json", "scores.csv"]
+    # A result is no source for what takes its place.
+    fused = tmp_path / "out" / "fused.nrrd"
+    code, _, err = call("run", sources[0], fused, "--registration", "none", "-o", tmp_path / "out")
+    assert code == 1 and "'fused.nrrd' is one of the inputs" in err
+
+
+def test_the_report_is_json_and_names_nobody(tmp_path):
+    rng = np.random.default_rng(0)
+    volumes = [
+        Volume(rng.random((5, 5, 5)), np.eye(4), modality, name=name)
+        for modality, name in (("CT", "Doe^Jane CT"), ("MR", "Doe^Jane T1"))
+    ]
+    request = Request(tuple(volumes), registration="none", method="average")
+    result = run(request)
+    said = f"Registration of {volumes[1].title} to {volumes[0].title}: check."
+    write_result(
+        replace(result, messages=(said,), scores=result.scores | {"SSIM": math.nan}), request, tmp_path / "out"
+    )
+    text = (tmp_path / "out" / "report.json").read_text()
+    assert "Doe" not in text
+    report = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert report["messages"] == ["Registration of the MR to the CT: check."]
+    assert report["scores"]["SSIM"] is None
+    assert sorted(report["files"]) == files(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +197,19 @@ def test_run_writes_everything(call, folder, tmp_path):
         (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "f.jpg"), 1, "'f.jpg': write .nii.gz"),
         (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "t1.nii.gz"), 1, "'t1.nii.gz' is one of the inputs"),
         (("register", "ct.nii.gz", "t1.nii.gz"), 2, "nothing to write"),
+        (("register", "ct.nii.gz", "t1.nii.gz", "-o", "a.nrrd", "-t", "t.foo"), 1, "'t.foo' is no transform file"),
+        (("register", "ct.nii.gz", "t1.nii.gz", "-o", "a.nrrd", "-t", "no/t.h5"), 1, "folder of 't.h5' does not exist"),
+        (
+            ("register", "ct.nii.gz", "t1.nii.gz", "--model", "deformable", "-t", "t.tfm"),
+            1,
+            "cannot hold a deformation",
+        ),
+        (("register", "ct.nii.gz", "t1.nii.gz", "-o", "a.nrrd", "--picture", "p.txt"), 1, "'p.txt' is no picture file"),
+        (("register", "ct.nii.gz", "t1.nii.gz", "-o", "a.nrrd", "--picture", "no/p.png"), 1, "folder of 'p.png' does"),
+        (("evaluate", "ct.nii.gz", "t1.nii.gz", "pet.nrrd", "--csv", "no/s.csv"), 1, "the folder of 's.csv' does not"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "-o", "ct.nii.gz/out"), 1, "'ct.nii.gz' is no folder you may write to"),
+        (("batch", ".", "-o", "."), 1, "lies in the cohort's folder"),
+        (("batch", ".", "-o", "results"), 1, "'results' lies in the cohort's folder"),
         (("register", "ct.nii.gz", "t1.nii.gz", "--model", "soft", "-t", "t.h5"), 1, "soft"),
         (("evaluate", "ct.nii.gz", "t1.nii.gz", "pet.nrrd"), 1, "“t1” is not on the grid of “ct”"),
         (("demo", "--ct", "ct.nii.gz", "-o", "out"), 2, "at least two of --ct, --mr and --pet"),

@@ -236,6 +236,7 @@ def test_modality_is_guessed_by_the_name_or_by_hounsfield_units(tmp_path):
     assert guess_modality(positive) == "OT"
     assert guess_modality(positive, "sub-01_T1w.nii.gz") == "MR"
     assert guess_modality(positive, "brain_PET_fdg.nii") == "PT"
+    assert guess_modality(positive, "t1_on_ct.nii.gz") == "MR"
     assert guess_modality(positive, "ct_to_pet.nii") == "OT"  # two words that disagree
     assert guess_modality(positive, "aspect.nii") == "OT"  # part of a word is no word
     write_volume(Volume(hu, np.eye(4)), tmp_path / "x.nii.gz")
