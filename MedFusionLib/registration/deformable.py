@@ -244,27 +244,29 @@ def _optimise(pair, lattice, velocity, step, stiffness, seed, tell):
 def _whole(fixed, matrix, lattice, velocity, check):
     """The map on every voxel of the fixed grid."""
     volume = fixed.volume
+    turn = torch.tensor(matrix[:3, :3] @ lattice.affine[:3, :3], dtype=torch.float32, device=lattice.device)
     with torch.no_grad():
-        field = lattice.exponential(velocity)[0]
+        field = torch.einsum("rc,ckji->rkji", turn, lattice.exponential(velocity)[0])
     # Along each of the lattice's axes, which are the volume's: control points' weights at the voxels.
     to_lattice = lattice.to_index @ volume.affine
-    weights = [
+    by_i, by_j, by_k = (
         bspline(np.clip(to_lattice[a, a] * np.arange(n) + to_lattice[a, 3], 0, m - 1), m, lattice.device)
         for a, (n, m) in enumerate(zip(volume.size, lattice.size, strict=True))
-    ]
-    direction = matrix[:3, :3] @ lattice.affine[:3, :3]
-    rest = matrix - np.eye(4)
+    )
+    field = field @ by_i.T
+    field = (field.transpose(2, 3) @ by_j.T).transpose(2, 3).contiguous()
+    # The affine part, in the plane of a slice.
+    rest = (matrix - np.eye(4)) @ volume.affine
+    index = (np.arange(n, dtype=np.float32) for n in volume.size[:2])
+    i, j = (torch.from_numpy(n).to(lattice.device) for n in index)
+    rest = torch.tensor(rest[:3], dtype=torch.float32, device=lattice.device)
+    flat = rest[:, 0, None, None] * i + rest[:, 1, None, None] * j[:, None] + rest[:, 3, None, None]
     out = np.empty((*volume.array.shape, 3), np.float32)
-    by_i = torch.einsum("ckjx,ix->ckji", field, weights[0])
-    by_j = torch.einsum("ckyi,jy->ckji", by_i, weights[1])
-    steps = [(rest @ volume.affine)[:3, a] for a in range(3)]
-    origin = (rest @ volume.affine)[:3, 3]
-    i, j = (np.arange(n, dtype=np.float32) for n in volume.size[:2])
-    turn = torch.tensor(direction, dtype=torch.float32, device=lattice.device)
     for k in range(len(out)):
         check()
-        plane = torch.einsum("czji,z->jic", by_j, weights[2][k]) @ turn.T
-        out[k] = plane.cpu().numpy()
-        out[k] += (origin + k * steps[2]).astype(np.float32)
-        out[k] += i[None, :, None] * steps[0].astype(np.float32) + j[:, None, None] * steps[1].astype(np.float32)
+        plane = flat + k * rest[:, 2, None, None]
+        # Four control points reach a place.
+        for n in torch.nonzero(by_k[k])[:, 0].tolist():
+            plane.add_(field[:, n], alpha=float(by_k[k, n]))
+        out[k] = plane.permute(1, 2, 0).cpu().numpy()
     return volume.with_array(out, modality="OT", units="mm", display_range=None)

@@ -16,6 +16,9 @@ from .result import Grid, Quality, Registration
 POINTS = 6000
 LOCAL_POINTS = 40_000
 LOCAL_BINS = 32
+SLAB = 8
+"""Slices of a displacement whose Jacobian is held at once."""
+
 NEAR = 12.0
 """mm that a pose is moved by to see whether the similarity falls."""
 
@@ -70,7 +73,7 @@ def measure(fixed, moving, matrix, displacement, seed, check=None):
         "back": 0.0,
     }
     if displacement is not None:
-        values["jacobian"], values["folded"] = jacobian_range(displacement)
+        values["jacobian"], values["folded"] = jacobian_range(displacement, check)
         if not displacement.same_grid(fixed.volume):
             fixed, moving, matrix = moving, fixed, np.linalg.inv(matrix)
         values["after"], unsupported = _unsupported(fixed, moving, matrix, displacement, level, seed)
@@ -116,20 +119,29 @@ def conclude(values):
     return "good", "The scans agree well, both ways round."
 
 
-def jacobian_range(displacement):
+def jacobian_range(displacement, check=None):
     """((least, greatest) Jacobian determinant, voxels where it is not positive) of x + displacement(x)."""
     field = displacement.array
-    to_index = np.linalg.inv(displacement.affine)[:3, :3]
     low, high, folded = math.inf, -math.inf, 0
-    for k in range(0, len(field), 32):
+    steps = torch.tensor(displacement.affine[:3, :3].T, dtype=torch.float32)
+    volume = float(np.linalg.det(displacement.affine[:3, :3]))
+    if min(field.shape[:3]) < 2:
+        return (low, high), folded
+    for k in range(0, len(field), SLAB):
+        if check:
+            check()
         first = max(0, k - 1)
-        slab = field[first : k + 33]
-        if min(slab.shape[:3]) < 2:
-            continue
-        # by_index[..., r, a]: how displacement r changes along index axis a = i, j, k.
-        by_index = np.stack([np.stack(np.gradient(slab[..., r])[::-1], -1) for r in range(3)], -2)
-        by_space = by_index @ to_index.astype(np.float32) + np.eye(3, dtype=np.float32)
-        determinant = np.linalg.det(by_space)[k - first : k - first + 32]
+        slab = torch.from_numpy(np.ascontiguousarray(np.moveaxis(field[first : k + SLAB + 1], -1, 0)))
+        if slab.shape[1] < 2:
+            slab = torch.from_numpy(np.ascontiguousarray(np.moveaxis(field[-2:], -1, 0)))
+            first = len(field) - 2
+        # How the place changes along each index axis i, j, k: in mm, each (3, k, j, i).
+        i, j, k_axis = (
+            torch.gradient(slab, dim=axis)[0].add_(step[:, None, None, None])
+            for axis, step in zip((3, 2, 1), steps, strict=True)
+        )
+        across = torch.linalg.cross(j, k_axis, dim=0)
+        determinant = (i * across).sum(0)[k - first : k - first + SLAB] / volume
         low, high = min(low, float(determinant.min())), max(high, float(determinant.max()))
         folded += int((determinant <= 0).sum())
     return (low, high), folded

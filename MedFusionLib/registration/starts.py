@@ -9,7 +9,7 @@ from .linear import Target, climb, rotation
 
 POINTS = 700
 BINS = 16
-CHUNK = 2**20
+CHUNK = 2**18
 """Sampled points held at once."""
 
 STEP = 14.0
