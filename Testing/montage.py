@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from MedFusionLib import fuse, methods, phantom
-from MedFusionLib.normalize import to_unit
-from MedFusionLib.registration import register
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-PICTURE = Path(__file__).resolve().parents[1] / "Resources" / "Screenshots" / "methods.jpg"
+from MedFusionLib import fuse, methods, phantom  # noqa: E402
+from MedFusionLib.normalize import to_unit  # noqa: E402
+from MedFusionLib.registration import register  # noqa: E402
+
+PICTURE = ROOT / "Resources" / "Screenshots" / "methods.jpg"
 LEVEL = 0.62
 """Height of the axial slice in the head."""
 

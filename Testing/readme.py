@@ -1,8 +1,12 @@
-"""Fill the README's generated parts: the demo's picture and what it prints, and the table of methods.
+"""Fill the README's generated parts: the demo's picture and what it prints, and the tables of methods and benchmarks.
 
-python Testing/readme.py [all | methods]
+python Testing/readme.py [all | methods | registration | fusion]
+
+"registration" takes the table that `make bench-registration` left in bench-output, and makes the picture beside it;
+"fusion" makes its tables of what `make bench-fusion` left there.
 """
 
+import csv
 import os
 import re
 import subprocess
@@ -12,12 +16,39 @@ from pathlib import Path
 
 from PIL import Image
 
-from MedFusionLib import methods
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from MedFusionLib import methods  # noqa: E402
+from MedFusionLib.fusion.training.atlas import HELD_BACK  # noqa: E402
+
 README = ROOT / "README.md"
 PICTURE = ROOT / "Resources" / "Screenshots" / "demo.jpg"
 SHRINK = 0.7
+
+ANATOMICAL_GROUP = "CT-MRI"
+ANATOMICAL = ("bone_solid", "soft_corr", "soft_edges", "background", "Qabf", "SCD", "MS-SSIM", "head-SSIM", "Nabf")
+FUNCTIONAL = ("Qabf", "SCD", "SSIM", "head-SSIM", "Nabf", "hot_contrast", "overlay_contrast", "flicker")
+"""Measures of the fusion tables: of `ANATOMICAL_GROUP`, and of PET-MRI and SPECT-MRI."""
+
+COSTS = {"CPU s, 1 thread": "CPU s", "peak memory / sources": "memory"}
+"""Columns of costs.csv and what they are called in the fusion tables."""
+
+FUSION = """\
+Measured on registered slice pairs of The Whole Brain Atlas, of the subjects that no training has seen ({there}), PET \
+and SPECT by their luma; `copy` rows and `average` are controls: a measure that they win rewards near-copies. \
+`make bench-fusion` prints these figures among others, and `python Testing/readme.py fusion` pastes them here.
+
+Higher is better, save for background and Nabf; flicker is at most 1 where nothing flickers. [bone_solid, soft_corr, \
+soft_edges and background](MedFusionLib/metrics/task.py) say how bright the CT's bone stays, how closely soft tissue \
+and its edges follow the MRI, and how grey the black around the head becomes; \
+[hot_contrast](MedFusionLib/metrics/failures.py) is the contrast of the hottest uptake as a share of the PET's or \
+SPECT's, overlay_contrast the same in the colour overlay, flicker the change from slice to slice as a share of the \
+sources'.{costs}
+"""
+
+COSTED = """ CPU s is of one 256 x 256 pair on one thread, memory the peak while a 256 x 256 x 132 pair is fused, \
+over the size of its float32 sources."""
 
 
 def fill(name, text):
@@ -57,8 +88,70 @@ def demo():
     return f"```text\n{done.stdout.rstrip()}\n```"
 
 
+def registration():
+    """What the last `make bench-registration` measured. Writes the picture of a case before and after."""
+    from MedFusionLib import phantom
+    from MedFusionLib.registration import contact_sheet, register
+
+    table = ROOT / "bench-output" / "registration" / "table.md"
+    if not table.exists():
+        raise SystemExit("nothing measured yet: run make bench-registration first.")
+    made = phantom.make(seed=1, spacing=1, rotation=14.0, translation=20.0)
+    sheet = Image.fromarray(contact_sheet(made.ct, made.mr, register(made.ct, made.mr)))
+    sheet.save(ROOT / "Resources" / "Screenshots" / "registration.jpg", quality=88)
+    return table.read_text(encoding="utf-8").strip()
+
+
+def fusion(folder=ROOT / "bench-output" / "fusion"):
+    """What the last `make bench-fusion` measured: a table for each group of pairs."""
+    rows = _read_csv(folder / "fusion.csv")
+    if not rows:
+        raise SystemExit("nothing measured yet: run make bench-fusion first.")
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["group"], {})[row["row"]] = row
+    # The costs are those of a method, whatever it fuses: once is enough.
+    costs = {row["row"]: row for row in _read_csv(folder / "costs.csv")} if ANATOMICAL_GROUP in groups else {}
+    there = []
+    for group, found in groups.items():
+        one = next(iter(found.values()))
+        if not set(one["subjects"].split()) <= set(HELD_BACK[group]):
+            raise SystemExit(f"{group} was measured on subjects that training has seen: run make bench-fusion again.")
+        there.append(f"{group}: {one['slices']} slices of {len(one['subjects'].split())}")
+    tables = [f"**{group}**\n\n{_fusion_table(group, found, costs)}" for group, found in groups.items()]
+    text = FUSION.format(there="; ".join(there), costs=COSTED if costs else "")
+    return "\n\n".join([text.strip(), *tables])
+
+
+def _read_csv(file):
+    """[{column: text}], empty where there is no such file."""
+    if not file.exists():
+        return []
+    with open(file, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _fusion_table(group, found, costs):
+    """Markdown, medfusion first, then the controls. found: {row title: row}; costs: {method: row}, or {}."""
+    measures = ANATOMICAL if group == ANATOMICAL_GROUP else FUNCTIONAL
+    paid = list(COSTS) if costs and group == ANATOMICAL_GROUP else []
+    lines = [["", *measures, *(COSTS[name] for name in paid)], ["---"] + ["---:"] * (len(measures) + len(paid))]
+    controls = [title for title in found if title.startswith("copy ")]
+    for title in sorted(found, key=lambda one: (one != "medfusion", one not in controls, one != "average")):
+        cells = [f"{float(found[title][name]):.3f}" for name in measures]
+        cells += [f"{float(costs[title][name]):.3f}" if title in costs else "" for name in paid]
+        bold = "**" if title == "medfusion" else ""
+        name = title if title in controls else f"`{title}`"
+        lines.append([f"{bold}{cell}{bold}" if cell else "" for cell in (name, *cells)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 if __name__ == "__main__":
     what = sys.argv[1] if len(sys.argv) > 1 else "all"
     fill("methods", method_table())
+    if what == "registration":
+        fill("registration", registration())
+    if what == "fusion":
+        fill("fusion", fusion())
     if what == "all":
         fill("demo", demo())

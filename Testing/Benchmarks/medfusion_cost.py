@@ -6,10 +6,14 @@ python Testing/Benchmarks/medfusion_cost.py [--large]
 import argparse
 import resource
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from MedFusionLib.fusion import fuse, registry
 from MedFusionLib.fusion.medfusion import lean
