@@ -86,7 +86,11 @@ class _Units:
 
     def __call__(self, window=(...,)):
         """float32 (S, k, j, i): the part in a tuple of slices, by default all of it."""
-        return np.stack([scale(array[window], black, white) for array, black, white in self._sources])
+        first = self._sources[0][0][window]
+        stack = np.empty((self.count, *first.shape), np.float32)
+        for target, (array, black, white) in zip(stack, self._sources, strict=True):
+            scale(array[window], black, white, out=target)
+        return stack
 
 
 def _run(info, units, modalities, first, plane, device, progress, cancelled):

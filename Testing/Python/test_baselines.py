@@ -1,11 +1,18 @@
 """Fusion without training: known answers, and what holds for every method."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from MedFusionLib.fusion import registry
+from MedFusionLib import Volume
+from MedFusionLib import fuse as fuse_volumes
+from MedFusionLib.fusion import multiscale, registry
 from MedFusionLib.fusion.multiscale import Laplacian, box, smooth
 
 NAMES = ("average", "maximum", "weighted", "pca", "laplacian", "wavelet", "guided")
@@ -99,6 +106,130 @@ def test_slices_of_a_thin_volume_are_images():
     a, b = textures((40, 44))
     for name in NAMES:
         np.testing.assert_allclose(fuse(name, a[None], b[None])[0][0], fuse(name, a, b)[0], atol=1e-5)
+
+
+def plainly(name, sources):
+    """The multi-scale methods written as their papers have them, all of it at once. (B, S, *spatial) tensors."""
+    if name == "laplacian":
+        bands = []
+        for _ in range(4):
+            low = smooth(sources)
+            for axis in multiscale.spatial(low):
+                low = low.index_select(axis, torch.arange(0, low.shape[axis], 2))
+            bands.append(strongest(sources - expanded(low, sources.shape)))
+            sources = low
+        fused = sources.mean(1, keepdim=True)
+        for band in reversed(bands):
+            fused = expanded(fused, band.shape) + band
+        return fused[:, 0].clamp(0, 1)
+    if name == "wavelet":
+        fused = 0
+        for plane in range(3):
+            low = smooth(sources, 2**plane)
+            fused, sources = fused + strongest(sources - low), low
+        return (fused[:, 0] + sources.mean(1)).clamp(0, 1)
+    edges = sum(multiscale.filtered(sources, (1, -2, 1), axis) for axis in multiscale.spatial(sources))
+    taps = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / 50)
+    saliency = smooth(edges.abs(), taps=(taps / taps.sum()).tolist())
+    chosen = torch.zeros_like(sources).scatter_(1, saliency.argmax(1, keepdim=True), 1)
+    low = mean(sources, 15)
+    return sum(
+        (filtered_choice(sources, chosen, *filter) * layer).sum(1)
+        for filter, layer in (((20, 0.3), low), ((7, 1e-6), sources - low))
+    ).clamp(0, 1)
+
+
+def strongest(bands):
+    return bands.gather(1, bands.abs().argmax(1, keepdim=True))
+
+
+def expanded(image, shape):
+    for axis in multiscale.spatial(torch.empty(shape)):
+        at = torch.arange(shape[axis])
+        beside = ((at + 1) // 2).clamp(max=image.shape[axis] - 1)
+        image = (image.index_select(axis, at // 2) + image.index_select(axis, beside)) / 2
+    return image
+
+
+def mean(image, radius):
+    for axis in multiscale.spatial(image):
+        lines = image.movedim(axis, -1)
+        flat = torch.nn.functional.avg_pool1d(
+            lines.reshape(-1, 1, lines.shape[-1]), 2 * radius + 1, 1, radius, count_include_pad=False
+        )
+        image = flat.view(lines.shape).movedim(-1, axis)
+    return image
+
+
+def filtered_choice(guide, chosen, radius, regularisation):
+    m, c = mean(guide, radius), mean(chosen, radius)
+    slope = (mean(guide * chosen, radius) - m * c) / ((mean(guide**2, radius) - m**2).clamp(0) + regularisation)
+    weights = (mean(slope, radius) * guide + mean(c - slope * m, radius)).clamp(0)
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 1e-6, weights / total, 1 / weights.shape[1])
+
+
+def scene(kind, shape, count):
+    images = np.stack(textures(shape, count))
+    if kind == "noise":
+        images = np.random.default_rng(3).random((count, *shape))
+    if kind == "flat":
+        # Nearly constant regions: there a guided filter divides by next to nothing.
+        images = np.round(3 * images) / 3 * 0.99 + 1e-4 * np.random.default_rng(3).random((count, *shape))
+    return images.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", BANDS)
+@pytest.mark.parametrize("kind", ("textures", "noise", "flat"))
+@pytest.mark.parametrize("shape", ((90, 61), (31, 70, 52), (1, 33), (2, 3, 5)))
+def test_working_in_place_part_by_part_changes_nothing(name, kind, shape, monkeypatch):
+    monkeypatch.setattr(multiscale, "PART", 1500)
+    for count in (2, 3):
+        images = scene(kind, shape, count)
+        found = fuse(name, *images)[0]
+        np.testing.assert_allclose(found, plainly(name, torch.from_numpy(images)[None])[0], atol=1e-6)
+        np.testing.assert_array_equal(images, scene(kind, shape, count), "the sources stay as they are")
+
+
+@pytest.mark.parametrize("name", ("wavelet", "guided"))
+def test_slabs_of_a_volume_leave_no_seam(name, monkeypatch):
+    monkeypatch.setattr(multiscale, "PART", 3000)
+    images = scene("flat", (34, 150, 40), 2)
+    first, second = (Volume(image, np.eye(4), "MR", display_range=(0, 1)) for image in images)
+    said = []
+    fusion = fuse_volumes([first, second], name, device="cpu", progress=lambda fraction, _: said.append(fraction))
+    found = fusion.volume.array
+    assert len(said) > 2
+    np.testing.assert_allclose(found, plainly(name, torch.from_numpy(images)[None])[0], atol=2e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak memory")
+@pytest.mark.parametrize("name", BANDS)
+def test_memory_of_a_volume(name):
+    """Beyond the two sources, at most three times their size."""
+    script = """
+import sys
+import numpy as np
+from MedFusionLib import Volume, fuse
+
+def highest():
+    return 1024 * int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+
+# Over 32 MiB a source: of less, the allocator keeps what is freed.
+stack = np.random.default_rng(0).random((2, 560, 128, 128), dtype=np.float32)
+sources = [Volume(image, np.eye(4), kind, display_range=(0, 1)) for image, kind in zip(stack, ("CT", "MR"))]
+fuse([source.with_array(source.array[:8, :64, :64]) for source in sources], sys.argv[1], device="cpu")
+open("/proc/self/clear_refs", "w").write("5")
+before = highest()
+fuse(sources, sys.argv[1], device="cpu")
+print((highest() - before) / stack.nbytes)
+"""
+    command = [sys.executable, "-c", script, name]
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert 0.5 < float(done.stdout) <= 3
 
 
 def test_box_is_a_mean_of_the_voxels_there_are():
