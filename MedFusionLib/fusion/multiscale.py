@@ -294,11 +294,13 @@ class Guided(_Slabs):
     def _weight(guide, chosen, radius, regularisation):
         """(B, 1, *spatial), not negative: the choice, filtered (He, Sun and Tang 2010)."""
         mean = box(guide, radius)
-        variance = box_(guide * guide, radius).addcmul_(mean, mean, value=-1).clamp_min_(0).add_(regularisation)
-        offset = box_(chosen.to(guide.dtype), radius)
-        slope = box_(guide * chosen, radius).addcmul_(mean, offset, value=-1).div_(variance)
+        slope = box_(guide * chosen, radius)
+        # Filtered twice, here and below: it is cheap, and one image less is held meanwhile.
+        slope.addcmul_(mean, box_(chosen.to(guide.dtype), radius), value=-1)
+        variance = box_(guide * guide, radius).addcmul_(mean, mean, value=-1).clamp_min_(0)
+        slope.div_(variance.add_(regularisation))
         del variance
-        offset.addcmul_(slope, mean, value=-1)
+        offset = box_(chosen.to(guide.dtype), radius).addcmul_(slope, mean, value=-1)
         del mean
         return box_(slope, radius).mul_(guide).add_(box_(offset, radius)).clamp_min_(0)
 
