@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from . import weights
+from .multiscale import box
 from .networks.sesf_net import SESFNet
 
 RADIUS, EPS = 5, 0.1
@@ -64,8 +65,8 @@ class SESF:
         padded = F.pad(slices, (0, int(width < 2), 0, int(height < 2)), mode="replicate")
         squares = torch.cat([_changes(self.network.encode(one[:, None])) for one in padded.split(1)])
         squares = squares[:, :height, :width].reshape(image.shape)[:, None]
-        frequency = _mean(squares, RADIUS)[:, 0].clamp_min(0).sqrt()
-        plateau = (_mean(image[:, None], 1)[:, 0] - KNEE).clamp_min(0) / (1 - KNEE)
+        frequency = box(squares, RADIUS)[:, 0].clamp_min(0).sqrt()
+        plateau = (box(image[:, None], 1)[:, 0] - KNEE).clamp_min(0) / (1 - KNEE)
         return frequency + self.brightness * plateau
 
 
@@ -76,23 +77,11 @@ def _changes(features):
     return (across**2 + down**2).mean(1)
 
 
-def _mean(image, radius):
-    """Mean over the (2 radius + 1)-wide window of (B, C, *spatial), inside the image only."""
-    rank = image.ndim - 2
-    pool = F.avg_pool2d if rank == 2 else F.avg_pool3d
-    # Padded by hand: avg_pool3d refuses volumes that are thinner than its window.
-    total, count = (
-        pool(F.pad(one, (radius, radius) * rank), 2 * radius + 1, stride=1)
-        for one in (image, torch.ones_like(image[:1, :1]))
-    )
-    return total / count
-
-
 def guided(guide, image, radius=RADIUS, eps=EPS):
     """He, Sun and Tang's guided filter (2013): (B, 1, *spatial), any rank."""
-    mean, target = _mean(guide, radius), _mean(image, radius)
-    slope = (_mean(guide * image, radius) - mean * target) / (_mean(guide * guide, radius) - mean**2 + eps)
-    return _mean(slope, radius) * guide + _mean(target - slope * mean, radius)
+    mean, target = box(guide, radius), box(image, radius)
+    slope = (box(guide * image, radius) - mean * target) / (box(guide * guide, radius) - mean**2 + eps)
+    return box(slope, radius) * guide + box(target - slope * mean, radius)
 
 
 def verify(decision, sources):
