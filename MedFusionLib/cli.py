@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -290,21 +291,18 @@ def methods():
     """
     from .fusion.registry import methods as known
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "title", "works in", "sources", "made for", "nothing invented", "training data", "paper"):
-        table.add_column(column, no_wrap=column == "name", overflow="fold")
     for method in known().values():
-        table.add_row(
-            method.name,
-            method.title,
+        out.print(f"[bold]{_plain(method.name)}[/bold]  {_plain(method.title)}")
+        said = (
             " and ".join(f"{n}-D" for n in method.dimensions),
-            f"2-{method.max_sources}" if method.max_sources > 2 else "2",
-            ", ".join(method.modalities),
-            "yes" if method.convex else "no",
-            method.licence,
-            method.paper or "-",
+            f"2-{method.max_sources} sources" if method.max_sources > 2 else "2 sources",
+            f"made for {', '.join(method.modalities)}",
+            "nothing invented" if method.convex else "may invent intensities",
+            f"training data: {method.licence}",
         )
-    out.print(table)
+        for line in ("; ".join(said), method.paper):
+            if line:
+                out.print(Padding(_plain(line), (0, 0, 0, 4)))
 
 
 @app.command()

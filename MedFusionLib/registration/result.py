@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,9 @@ class Registration:
 
         path = Path(path)
         require_transform(path, self.model)
+        # HDF5 fails on a full disk too, but not before it has written pages to standard error.
+        if self.displacement is not None and shutil.disk_usage(path.parent).free < 8 * self.displacement.array.size:
+            raise FileError(f"the transform {path.name!r} cannot be written: the disk is full. Free some space.")
         try:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medfusion-") as folder:
                 partial = os.path.join(folder, path.name)

@@ -76,7 +76,11 @@ def test_methods_lists_the_registry(call):
 
     code, out, _ = call("methods")
     assert code == 0
-    assert all(name in out for name in methods())
+    # Whole lines, also on a narrow screen: what one looks up can be found in it.
+    for method in methods().values():
+        assert f"{method.name}  {method.title}\n" in out
+        assert " ".join(method.paper.split()) in " ".join(out.split())
+        assert f"training data: {method.licence}" in " ".join(out.split())
 
 
 def test_register_writes_the_moved_volume_and_the_transform(call, folder, tmp_path):

@@ -1,5 +1,6 @@
 """Registration of volumes whose true place is known."""
 
+import shutil
 import subprocess
 import sys
 
@@ -347,6 +348,19 @@ def test_written_deformations_are_read_to_the_same_mapping(tmp_path):
     for point in index @ affine[:3, :3].T + affine[:3, 3]:
         there = np.array(read.TransformPoint((LPS[:3, :3] @ point).tolist())) @ LPS[:3, :3]
         assert np.allclose(there, registration.to_moving([point])[0], atol=1e-4)
+
+
+def test_a_deformation_that_does_not_fit_on_the_disk_is_not_begun(tmp_path, monkeypatch):
+    grid = Volume(np.zeros((4, 5, 6, 3)), np.eye(4))
+    registration = Registration("deformable", np.eye(4), grid, Grid.of(grid))
+    registration.write(tmp_path / "warp.h5")
+    assert (tmp_path / "warp.h5").stat().st_size > 8 * grid.array.size
+    (tmp_path / "warp.h5").unlink()
+    usage = shutil.disk_usage(tmp_path)._replace(free=8 * grid.array.size - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(FileError, match=r"'warp\.h5' cannot be written: the disk is full"):
+        registration.write(tmp_path / "warp.h5")
+    assert not list(tmp_path.iterdir())
 
 
 def test_write_leaves_nothing_behind(tmp_path):
