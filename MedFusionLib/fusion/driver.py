@@ -176,7 +176,9 @@ def _parts(shape, along, halo):
 def _tile(shape, halo):
     """Tile core (3,): the whole volume where it is small, else split its longest axis until it fits."""
     core = np.array(shape)
-    while np.prod(np.minimum(core + 2 * halo, shape)) > BATCH_VOXELS and core.max() > max(32, 2 * halo):
+    # Without an overlap small tiles cost nothing.
+    most = BATCH_VOXELS if halo else BATCH_VOXELS // 8
+    while np.prod(np.minimum(core + 2 * halo, shape)) > most and core.max() > max(32, 2 * halo):
         longest = int(core.argmax())
         core[longest] = -(-core[longest] // 2)
     return core
