@@ -64,10 +64,12 @@ class PrincipalComponent(_Shares):
 def _covariance(sources):
     """(S, S) float64, of (S, ...) volumes, without a float64 copy of them."""
     flat = sources.reshape(len(sources), -1)
-    means = flat.mean(1, dtype=torch.float64)
+    parts = flat.split(2**20, 1)
+    # Part by part: a mean in another precision copies all that it is the mean of.
+    means = sum(part.double().sum(1, keepdim=True) for part in parts).cpu() / flat.shape[1]
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-    for part in flat.split(2**20, 1):
-        centred = part.double().cpu() - means.cpu()[:, None]
+    for part in parts:
+        centred = part.double().cpu() - means
         total += centred @ centred.T
     return total / flat.shape[1]
 
