@@ -2,7 +2,8 @@
 
 python Testing/readme.py [all | methods | registration | fusion]
 
-"registration" takes the table that `make bench-registration` left in bench-output, and makes the picture beside it;
+"registration" takes the tables that `make bench-registration` and `registration_trust.py judge` left in bench-output,
+and makes the picture beside them;
 "fusion" makes its tables of what `make bench-fusion` left there.
 """
 
@@ -93,13 +94,25 @@ def registration():
     from MedFusionLib import phantom
     from MedFusionLib.registration import contact_sheet, register
 
-    table = ROOT / "bench-output" / "registration" / "table.md"
-    if not table.exists():
-        raise SystemExit("nothing measured yet: run make bench-registration first.")
+    table = _measured("table.md", "make bench-registration")
     made = phantom.make(seed=1, spacing=1, rotation=14.0, translation=20.0)
     sheet = Image.fromarray(contact_sheet(made.ct, made.mr, register(made.ct, made.mr)))
     sheet.save(ROOT / "Resources" / "Screenshots" / "registration.jpg", quality=88)
-    return table.read_text(encoding="utf-8").strip()
+    return table
+
+
+def trust():
+    """What `registration_trust.py judge` last measured, without the single cases."""
+    text = _measured("trust-judge.md", "python Testing/Benchmarks/registration_trust.py judge")
+    return text.partition("\njudged amiss")[0].strip()
+
+
+def _measured(name, command):
+    """The text of what a registration benchmark left."""
+    file = ROOT / "bench-output" / "registration" / name
+    if not file.exists():
+        raise SystemExit(f"nothing measured yet: run {command} first.")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def fusion(folder=ROOT / "bench-output" / "fusion"):
@@ -151,6 +164,7 @@ if __name__ == "__main__":
     fill("methods", method_table())
     if what == "registration":
         fill("registration", registration())
+        fill("trust", trust())
     if what == "fusion":
         fill("fusion", fusion())
     if what == "all":

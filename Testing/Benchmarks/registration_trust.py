@@ -7,7 +7,7 @@ Cases that should work, cases made to fail (no overlap, another body part, noise
 far off) and near misses: right answers moved by 5 to 20 mm or turned by 7 to 15 degrees, and deformations with a false
 bump of 6 to 15 mm, handed to the verdict as if they had been found. An error is wrong beyond 5 mm: mean over the head
 of a matrix, 98th percentile over the brain of a deformation; what was spoilt by less is left out. Prints how many wrong
-ones were not called good, how many right ones were not, and each that was judged amiss.
+ones were not called good, how many right ones were not, and each that was judged amiss, and keeps that in bench-output.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from MedFusionLib.registration.driver import LEVELS  # noqa: E402
 from MedFusionLib.registration.images import Image  # noqa: E402
 from MedFusionLib.registration.linear import rotation  # noqa: E402
 from MedFusionLib.registration.search import _small_first  # noqa: E402
+
+OUT = Path(__file__).resolve().parents[2] / "bench-output" / "registration"
 
 LIMIT = 5.0
 """mm: an error beyond this is a failure."""
@@ -271,7 +273,10 @@ def main():
         print(f"{number + 1}, {case.name}: {amiss} of {len(found)} judged amiss", flush=True)
         if options.save:
             options.save.write_text(json.dumps(found))
-    print("\n" + report(found))
+    text = report(found)
+    print("\n" + text)
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / f"trust-{options.set}.md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
