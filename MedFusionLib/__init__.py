@@ -15,6 +15,7 @@ _HOMES = {
     "Registration": "registration",
     "fuse": "fusion",
     "Fusion": "fusion",
+    "lean": "fusion",
     "methods": "fusion",
     "evaluate": "metrics",
     "colorize": "color",

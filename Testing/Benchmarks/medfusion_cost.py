@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from MedFusionLib.fusion import fuse, registry
-from MedFusionLib.fusion.medfusion import lean
+from MedFusionLib.fusion.leaning import lean
 from MedFusionLib.volume import Volume
 
 

@@ -21,6 +21,7 @@ def loaded(code):
     (
         "import MedFusionLib",
         "import MedFusionLib as mf; mf.Volume, mf.Request, mf.Result, mf.MedFusionError, mf.methods, mf.Registration",
+        "import MedFusionLib as mf; mf.lean, mf.fuse",
         "import MedFusionLib.normalize, MedFusionLib.worker, MedFusionLib.files, MedFusionLib.fusion.registry",
         "import MedFusionLib.cli",
     ),

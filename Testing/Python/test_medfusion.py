@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from MedFusionLib import phantom
-from MedFusionLib.errors import GeometryError, MethodError
-from MedFusionLib.fusion import driver, fuse
-from MedFusionLib.fusion.medfusion import lean
+from MedFusionLib.errors import GeometryError, MethodError, VolumeError
+from MedFusionLib.fusion import driver, fuse, lean
 from MedFusionLib.fusion.networks import medfusion_net as net
 from MedFusionLib.fusion.networks import medfusion_tiles as tiles
 from MedFusionLib.normalize import to_unit
@@ -172,6 +171,10 @@ def test_leaning_refuses_what_makes_no_sense(head, fused):
         lean(fusion, head, 0, 1.5)
     with pytest.raises(MethodError, match="no source 3"):
         lean(fusion, head, 3, 0.5)
+    with pytest.raises(MethodError, match="no source MR"):
+        lean(fusion, head, "MR", 0.5)
+    with pytest.raises(VolumeError, match="a NoneType is no Volume"):
+        lean(fusion, [*head[:-1], None], 0, 0.5)
     with pytest.raises(GeometryError, match="own sources"):
         lean(fusion, head[:2], 0, 0.5)
     with pytest.raises(MethodError, match="weight maps"):

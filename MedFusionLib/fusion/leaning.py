@@ -1,0 +1,45 @@
+"""A fusion leaned towards one of its sources, from its weight maps alone: no network, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from numbers import Integral
+
+import numpy as np
+
+from ..errors import GeometryError, MethodError
+from ..normalize import to_unit
+from ..volume import require_volume
+
+
+def lean(fusion, sources, towards, amount):
+    """Move a fusion towards one of its sources without running the network again.
+
+    fusion: what `fuse` returned, with weights. sources: the Volumes it was made of, in the same order.
+    towards: index of a source. amount: 0 (the fusion as it is) .. 1 (that source alone).
+
+    Returns a `Fusion` with the new values and weights. It is still a convex combination of the sources.
+    Raises MethodError for a fusion without weights or values out of range, GeometryError for other sources,
+    VolumeError for what is no Volume.
+    """
+    if fusion.weights is None:
+        raise MethodError("this fusion has no weight maps to lean: choose a method that has them, such as medfusion.")
+    if not isinstance(towards, Integral) or not 0 <= towards < len(fusion.weights):
+        raise MethodError(f"there is no source {towards} to lean to: there are {len(fusion.weights)}, from 0.")
+    if not 0 <= amount <= 1:
+        raise MethodError(f"the amount to lean is {amount}: choose 0 (as fused) to 1 (that source alone).")
+    for source in sources:
+        require_volume(source)
+    if len(sources) != len(fusion.weights) or not all(source.same_grid(fusion.volume) for source in sources):
+        raise GeometryError("these are not the volumes of this fusion: give its own sources, on its grid, in order.")
+    fused = np.zeros_like(fusion.volume.array)
+    leaned = []
+    for n, (share, source) in enumerate(zip(fusion.weights, sources, strict=True)):
+        array = share.array * np.float32(1 - amount)
+        if n == towards:
+            array += np.float32(amount)
+        fused += array * to_unit(source)
+        leaned.append(share.with_array(array))
+    attributes = {**fusion.volume.attributes, "MedFusion.Lean": f"{amount:g} towards source {towards + 1}"}
+    volume = fusion.volume.with_array(np.clip(fused, 0, 1, out=fused), attributes=attributes)
+    return replace(fusion, volume=volume, weights=tuple(leaned))
