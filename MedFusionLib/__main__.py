@@ -5,7 +5,11 @@ import os
 # OpenMP threads that spin between two loops slow down whatever else runs; this must be said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from signal import SIGTERM, default_int_handler, signal
+
 from .cli import main
 
 if __name__ == "__main__":
+    # Ended by a scheduler or by `timeout`, it tidies up as after Ctrl+C.
+    signal(SIGTERM, default_int_handler)
     main()

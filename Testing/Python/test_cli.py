@@ -233,8 +233,9 @@ def test_what_goes_wrong_is_one_line_and_leaves_the_disk_alone(call, folder, mon
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs an interrupt signal")
-def test_an_interrupt_leaves_nothing(folder, tmp_path):
-    """Ctrl+C while it works: a line, no traceback, no file."""
+@pytest.mark.parametrize("sent", (signal.SIGINT, signal.SIGTERM))
+def test_an_interrupt_leaves_nothing(folder, tmp_path, sent):
+    """Ctrl+C, or a scheduler's end, while it works: a line, no traceback, no file."""
     command = [sys.executable, "-m", "MedFusionLib", "run", folder / "ct.nii.gz", folder / "t1.nii.gz"]
     running = subprocess.Popen(
         [*command, "-o", tmp_path / "out"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -246,7 +247,7 @@ def test_an_interrupt_leaves_nothing(folder, tmp_path):
         if not maps.exists() or "libtorch" in maps.read_text():
             break
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(sent)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert err.strip() == "Interrupted: nothing half-written is left behind."
