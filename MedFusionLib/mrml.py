@@ -150,8 +150,8 @@ def add_result(result, nodes, request):
         for node in nodes:
             fused.AddNodeReferenceID(SOURCE_ROLE, node.GetID())
         transforms = tuple(
-            _add_transform(registration, node, reference, parent)
-            for registration, node in zip(result.registrations, nodes, strict=True)
+            _add_transform(registration, node, source, reference, parent)
+            for registration, node, source in zip(result.registrations, nodes, request.sources, strict=True)
         )
         overlay = rgb = None
         shown = next((n for n, source in enumerate(result.sources) if source.modality in FUNCTIONAL), None)
@@ -217,8 +217,11 @@ def _color_node(name):
     return slicer.mrmlScene.AddNode(node)
 
 
-def _add_transform(registration, moving, fixed, parent):
-    """The transform node under which the moving node lies where its resampled volume does."""
+def _add_transform(registration, moving, source, fixed, parent):
+    """The transform node under which the moving node lies where its resampled volume does.
+
+    source: what of the request came from the moving node.
+    """
     if registration is None or registration.model == "none":
         return None
     node = _new_node("vtkMRMLTransformNode", f"{moving.GetName()} to {fixed.GetName()}", parent)
@@ -226,10 +229,16 @@ def _add_transform(registration, moving, fixed, parent):
     present = vtk.vtkGeneralTransform()
     before = moving.GetParentTransformNode()
     straight = before is None or before.IsTransformToWorldLinear()
-    if before is not None:
+    to_world = _matrix_to_world(moving)
+    if straight and isinstance(source, Volume):
+        # Where the scan lay when it was registered: it may have been moved since, while the work ran.
+        to_world = source.affine @ np.linalg.inv(_matrix_to_ras(moving))
+    if straight:
+        present.Concatenate(slicer.util.vtkMatrixFromArray(to_world))
+    else:
         vtkMRMLTransformNode.GetTransformBetweenNodes(before, None, present)
     if straight and registration.displacement is None:
-        slicer.util.updateTransformMatrixFromArray(node, registration.matrix @ _matrix_to_world(moving))
+        slicer.util.updateTransformMatrixFromArray(node, registration.matrix @ to_world)
     else:
         frozen = vtk.vtkGeneralTransform()
         vtkMRMLTransformNode.DeepCopyTransform(frozen, present)
@@ -237,8 +246,7 @@ def _add_transform(registration, moving, fixed, parent):
         back = vtk.vtkGeneralTransform()
         back.PostMultiply()
         back.Concatenate(_from_fixed(registration))
-        if before is not None:
-            back.Concatenate(frozen)
+        back.Concatenate(frozen)
         node.SetAndObserveTransformFromParent(back)
     node.SetNodeReferenceID(node.GetMovingNodeReferenceRole(), moving.GetID())
     node.SetNodeReferenceID(node.GetFixedNodeReferenceRole(), fixed.GetID())
@@ -286,9 +294,14 @@ def _straightened(node):
 
 
 def _affine(node):
+    return _matrix_to_world(node) @ _matrix_to_ras(node)
+
+
+def _matrix_to_ras(node):
+    """4x4, voxel index to RAS mm, without the node's parent transforms."""
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
-    return _matrix_to_world(node) @ slicer.util.arrayFromVTKMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
 
 
 def _matrix_to_world(node):

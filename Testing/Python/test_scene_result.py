@@ -183,6 +183,25 @@ def test_moving_volume_under_the_transform_equals_the_resampled_one(view, model,
     assert added.transforms[1].IsTransformToWorldLinear() == (model == "rigid")
 
 
+@pytest.mark.parametrize("model", ["rigid", "deformable"])
+@pytest.mark.parametrize("how", ["put under another transform", "hardened"])
+def test_a_scan_that_was_moved_while_the_work_ran(view, model, how):
+    parent = rigid((0.3, 0, -0.2), (15, -20, 8))
+    ct, pet = inputs(parent)
+    result, request = result_of(ct, pet, model)
+    if how == "hardened":
+        pet.HardenTransform()
+    else:
+        other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        slicer.util.updateTransformMatrixFromArray(other, rigid((0, 0.2, 0), (5, 30, 0)))
+        pet.SetAndObserveTransformNodeID(other.GetID())
+    added = mrml.add_result(result, [ct, pet], request)
+    pet.SetAndObserveTransformNodeID(added.transforms[1].GetID())
+    resampled = result.sources[1].array
+    body = resampled > 0.02 * np.ptp(resampled)
+    assert np.abs(under_transform(pet, ct) - resampled)[body].max() <= 1e-3 * np.ptp(resampled)
+
+
 @pytest.mark.parametrize(("model", "ending"), [("rigid", ".h5"), ("rigid", ".tfm"), ("deformable", ".h5")])
 def test_slicer_reads_the_transform_file_to_the_same_mapping(view, tmp_path, model, ending):
     ct, pet = inputs()
