@@ -486,7 +486,11 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
 
         Raises MedFusionError for nodes that cannot be used.
         """
-        nodes = [node for node in nodes if node is not None]
+        nodes = list(nodes)
+        if None in nodes:
+            # To leave it out would shift what modalities and reference mean.
+            place = nodes.index(None) + 1
+            raise VolumeError(_("Scan {n} is None: give two or three volume nodes.").format(n=place))
         if len(nodes) < 2:
             raise VolumeError(_("Choose a first and a second scan."))
         for n, node in enumerate(nodes):

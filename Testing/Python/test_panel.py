@@ -8,6 +8,8 @@ import unittest
 import numpy as np
 import pytest
 
+from MedFusionLib.errors import MedFusionError
+
 pytest.importorskip("slicer_core", reason="slicer-core is not installed")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
@@ -165,6 +167,13 @@ def test_labels_and_colours_are_no_scans(panel, nodes, kind, shape):
     panel._parameterNode.second = node
     assert "“other” is not a scalar volume" in panel.ui.reasonLabel.text
     assert not panel.ui.applyButton.enabled
+
+
+def test_a_script_that_leaves_a_gap_is_told(module, nodes):
+    with pytest.raises(MedFusionError, match="Scan 2 is None"):
+        module.MedFusionLogic().start([nodes[0], None, nodes[1]], reference=1)
+    with pytest.raises(MedFusionError, match="a first and a second"):
+        module.MedFusionLogic().start([nodes[0]])
 
 
 def _empty():
