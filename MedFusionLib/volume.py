@@ -170,11 +170,7 @@ def require_different(volumes):
     """Raise VolumeError if two of `volumes` are one: the same object, or the same voxels on the same grid."""
     for n, first in enumerate(volumes):
         for second in volumes[n + 1 :]:
-            if first is second or (
-                first.array.dtype == second.array.dtype
-                and first.same_grid(second)
-                and np.array_equal(first.array, second.array)
-            ):
+            if first is second or (first.same_grid(second) and np.array_equal(first.array, second.array)):
                 raise VolumeError(
                     f"{first.title} and {second.title} are the same volume: choose two different scans to fuse."
                 )

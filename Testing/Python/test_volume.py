@@ -123,4 +123,8 @@ def test_the_same_volume_twice_is_noticed():
         require_different([v, volume(other), v.with_array(v.array.copy(), name="copy")])
     with pytest.raises(VolumeError, match="the same volume"):
         require_different([v, v])
+    # Saved as another number type it is still the same scan.
+    whole = volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    with pytest.raises(VolumeError, match="the same volume"):
+        require_different([whole, whole.with_array(whole.array.astype(np.float32))])
     require_different([v, volume(other), v.with_array(v.array, affine=oblique(3))])
