@@ -208,6 +208,7 @@ def _from_file(path):
         raise FileError(_why_not_read(path, str(error))) from error
     image = _as_3d(image)
     array = sitk.GetArrayFromImage(image)
+    _keep_gaps(path, image, array)
     keys = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     own = {key.removeprefix(_METADATA): value for key, value in keys.items() if key.startswith(_METADATA)}
     fields = {"Modality", "Units", "Name", "DisplayRange"}
@@ -255,6 +256,25 @@ def _is_whole(path):
         return False
     count = np.prod([int(reader.GetMetaData(f"dim[{n + 1}]")) for n in range(int(reader.GetMetaData("dim[0]")))])
     return size >= float(reader.GetMetaData("vox_offset")) + count * int(reader.GetMetaData("bitpix")) / 8
+
+
+def _keep_gaps(path, image, array):
+    """Put NaN and infinity back into a NIfTI image's array: its reader makes zeros of them, which is water in CT."""
+    ending = _ending(path.name)
+    kind = {"16": "f4", "64": "f8"}.get(image.GetMetaData("datatype")) if ending in (".nii", ".nii.gz") else None
+    if kind is None or image.GetNumberOfComponentsPerPixel() > 1:
+        return
+    values, done = array.reshape(-1), 0
+    with gzip.open(path) if ending == ".nii.gz" else open(path, "rb") as file:
+        # The header begins with its own size, which only makes sense in the file's byte order.
+        order = "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"
+        file.seek(int(float(image.GetMetaData("vox_offset"))))
+        dtype = np.dtype(order + kind)
+        while done < values.size and (data := file.read(2**22 * dtype.itemsize)):
+            part = np.frombuffer(data, dtype)[: values.size - done]
+            gaps = ~np.isfinite(part)
+            values[done : done + len(part)][gaps] = part[gaps]
+            done += len(part)
 
 
 def _as_3d(image):

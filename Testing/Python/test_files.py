@@ -1,5 +1,6 @@
 """Files: what is written comes back, geometry and meaning included; what cannot be read is refused in plain words."""
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -247,8 +248,22 @@ def test_modality_is_guessed_by_the_name_or_by_hounsfield_units(tmp_path):
         read_volume(tmp_path / "x.nii.gz", modality="XX")
 
 
-def test_nan_is_read_as_it_is(tmp_path):
-    values = scan().array.copy()
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_nan_is_read_as_it_is(tmp_path, ending, kind):
+    values = scan().array.astype(kind)
+    values[1, 2, 3], values[2, 1, 0] = np.nan, -np.inf
+    write_volume(Volume(values, np.eye(4)), tmp_path / f"v{ending}")
+    np.testing.assert_array_equal(read_volume(tmp_path / f"v{ending}").array, values)
+
+
+def test_nan_of_a_big_endian_nifti_is_read_as_it_is(tmp_path):
+    values = scan().array.astype(np.float32)
     values[1, 2, 3] = np.nan
-    write_volume(Volume(values, np.eye(4)), tmp_path / "v.nrrd")
-    assert np.isnan(read_volume(tmp_path / "v.nrrd").array[1, 2, 3])
+    write_volume(Volume(values, np.eye(4)), tmp_path / "v.nii")
+    data = (tmp_path / "v.nii").read_bytes()
+    fields = "i10s18sihcc8h3f4h8f3fhcc4f2i80s24s2h6f12f16s4s"
+    header = struct.pack(">" + fields, *struct.unpack("<" + fields, data[:348]))
+    voxels = np.frombuffer(data[352:], "<f4").astype(">f4").tobytes()
+    (tmp_path / "v.nii").write_bytes(header + data[348:352] + voxels)
+    np.testing.assert_array_equal(read_volume(tmp_path / "v.nii").array, values)
