@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import expm, logm
 
 from .. import device as devices
 from .images import Image
-from .linear import Stage, refine
+from .linear import RADIUS, Stage, refine
 from .quality import judge
 from .result import Grid, Registration
 from .starts import multi_start
@@ -14,7 +15,13 @@ from .starts import multi_start
 POINTS = (60_000, 24_000, 5_000)
 """Sampled on the finest level, the next, and all coarser ones."""
 
-TOLERANCES = (0.01, 0.05, 0.3)
+LEAST_ALIKE = 0.5
+"""Share of the larger scan's anatomy: the points of a much larger one would mostly fall outside."""
+
+FARTHEST = 2.0
+"""mm between what both find: more is for the verdict to tell."""
+
+TOLERANCES = (0.03, 0.05, 0.3)
 """mm."""
 
 
@@ -33,6 +40,7 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     if model != "rigid":
         report(0.5, "Scaling and shearing")
         matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:], seed, report.check)
+    matrix = _both_ways(fixed_image, moving_image, model, matrix, stages[-1], seed, report.check)
     displacement = None
     if model == "deformable":
         from .deformable import deform
@@ -48,6 +56,21 @@ def _linear(fixed, moving, model, matrix, stages, seed, check):
     one, other, matrix = _small_first(fixed, moving, matrix)
     matrix, _ = refine(one, other, model, matrix, one.center_of_mass, stages, seed, check)
     return matrix if one is fixed else np.linalg.inv(matrix)
+
+
+def _both_ways(fixed, moving, model, matrix, stage, seed, check):
+    """Halfway between `matrix` and what points of the other scan find: the errors of interpolation differ."""
+    one, other, matrix_one = _small_first(fixed, moving, matrix)
+    if min(one.extent, other.extent) < LEAST_ALIKE * max(one.extent, other.extent):
+        return matrix
+    model = "rigid" if model == "rigid" else "affine"
+    back, _ = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, [stage], seed, check)
+    gap = matrix_one @ back - np.eye(4)
+    at_center = np.linalg.norm(gap @ np.append(other.center_of_mass, 1))
+    if at_center + RADIUS * np.linalg.norm(gap[:3, :3], 2) > FARTHEST:
+        return matrix
+    halfway = expm(-logm(np.eye(4) + gap).real / 2) @ matrix_one
+    return halfway if one is fixed else np.linalg.inv(halfway)
 
 
 def _small_first(fixed, moving, matrix):
