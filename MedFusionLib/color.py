@@ -73,13 +73,14 @@ def table(lut):
 def require_coloring(coloring):
     """Raise MethodError unless a `pipeline.Coloring` names a colour table, an opacity and a threshold that exist."""
     table(coloring.lut)
-    for what, value, highest in (("opacity", coloring.opacity, 1), ("threshold", coloring.threshold, np.inf)):
-        if value is None and what == "threshold":
-            continue
+    numbers = {"opacity": coloring.opacity}
+    if coloring.threshold is not None:
+        numbers["threshold"] = coloring.threshold
+    for what, value in numbers.items():
         if not isinstance(value, (int, float, np.number)) or np.isnan(value):
             raise MethodError(f"the overlay's {what} is {value!r}: give a number.")
-        if what == "opacity" and not 0 <= value <= highest:
-            raise MethodError(f"the overlay's opacity is {value}: choose 0 to 1.")
+    if not 0 <= coloring.opacity <= 1:
+        raise MethodError(f"the overlay's opacity is {coloring.opacity}: choose 0 to 1.")
 
 
 def colorize(base, functional, coloring):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..metrics import slice_scores
+from ..metrics.scores import roles_of
 from .networks.selector_net import MEASURES, OPTIONS
 
 SEEN = 0.1
@@ -88,7 +89,7 @@ def mixed(fused, sources, weight):
 
 def scores(sources, fused, modalities):
     """The `MEASURES` of a fused image (H, W) of sources (S, H, W), 0..1; NaN where one is not defined."""
-    roles = (modalities.index("CT"), modalities.index("MR")) if {"CT", "MR"} <= set(modalities) else None
+    roles = roles_of(modalities)
     names = MEASURES if roles else MEASURES[:4]
     found = slice_scores(sources, fused, names, 1, roles)
     return [found.get(name, np.nan) for name in MEASURES]

@@ -148,12 +148,16 @@ def _known(names, default, choices):
     return names
 
 
+def roles_of(modalities):
+    """(index of the CT, index of the MRI) among modalities, or None: where the measures of `TASK` are defined."""
+    return (modalities.index("CT"), modalities.index("MR")) if {"CT", "MR"} <= set(modalities) else None
+
+
 def _names(sources, names):
     """(names to measure, (index of the CT, index of the MRI) or None)."""
     for source in sources:
         require_volume(source)
-    modalities = [source.modality for source in sources]
-    roles = (modalities.index("CT"), modalities.index("MR")) if {"CT", "MR"} <= set(modalities) else None
+    roles = roles_of([source.modality for source in sources])
     every = (*NAMES, *TASK) if roles else NAMES
     return _known(names, every, every), roles
 

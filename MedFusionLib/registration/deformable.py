@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from .images import Level, pooled, sorted_by_block
+from .images import Level, mapped, pooled, sorted_by_block
 from .lattice import Interpolation, Lattice, bending, bspline, smoothed
 from .structure import channels_at, correlation, self_similarity
 
@@ -77,7 +77,7 @@ def way_back(fixed, moving, matrix, check):
 
     def back(points):
         shifts = Interpolation(lattice, points)(field).cpu().numpy()
-        return _mapped(inverse, points + shifts @ lattice.affine[:3, :3].T)
+        return mapped(inverse, points + shifts @ lattice.affine[:3, :3].T)
 
     return back
 
@@ -119,7 +119,7 @@ class _Pair:
         the map.
         """
         points = self.points(STEPS[0].points, seed=5)
-        place = _mapped(self.grid.to_index, points)
+        place = mapped(self.grid.to_index, points)
         device = self.first.rows.device
         here = channels_at(self.first, torch.tensor(place, dtype=torch.float32, device=device))
 
@@ -136,21 +136,15 @@ class _Pair:
         """float64 RAS mm (about `count`, 3) in and around the fixed scan's anatomy, where there is a moving scan."""
         points = self.fixed.points(int(1.6 * count), seed)
         grid = self.fixed.levels[-1]
-        near = functional.max_pool3d(self.fixed.anatomy[None, None], 3, 1, 1)[0, 0].cpu().numpy() > 0
-        i, j, k = np.clip(np.rint(_mapped(grid.to_index, points)), 0, grid.size - 1).astype(np.int64).T
-        points = points[near[k, j, i]]
-        there = _mapped(self.matrix, points)
-        index = _mapped(self.other.to_index, there)
-        seen = ((index > -0.5) & (index < self.other.size - 0.5)).all(axis=1)
+        near = functional.max_pool3d(self.fixed.anatomy[None, None], 3, 1, 1)[0, 0]
+        points = points[grid.nearest(near, points) > 0]
+        there = mapped(self.matrix, points)
+        seen = self.other.holds(there)
         if self.moving.mask is not None:
             seen &= self.moving.mask.holds(there)
         # Scans that do not overlap are for the verdict to tell.
         points = points[seen] if seen.sum() > 100 else points
         return sorted_by_block(points[:count], grid.affine)
-
-
-def _mapped(matrix, points):
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def _blurred(level):

@@ -35,6 +35,21 @@ class Level:
     def to_index(self):
         return np.linalg.inv(self.affine)
 
+    def holds(self, points):
+        """bool (N,): which RAS points (N, 3) lie in the field of view."""
+        index = mapped(self.to_index, points)
+        return ((index > -0.5) & (index < self.size - 0.5)).all(axis=1)
+
+    def nearest(self, values, points):
+        """Values (N,) of an array (K, J, I) on this grid at the voxels nearest to RAS points (N, 3)."""
+        i, j, k = np.clip(np.rint(mapped(self.to_index, points)), 0, self.size - 1).astype(np.int64).T
+        return values.cpu().numpy()[k, j, i]
+
+
+def mapped(matrix, points):
+    """Points (N, 3) under a 4x4 matrix."""
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
+
 
 class Image:
     """A volume's pyramid. device: of the grids. spacings: mm of each level's voxels at least, finest first."""

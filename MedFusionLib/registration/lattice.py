@@ -85,7 +85,6 @@ class Interpolation:
             weights.append(np.prod(np.where(corner, part, 1 - part), axis=1))
         self.columns = torch.from_numpy(np.stack(columns)).to(lattice.device)
         self.weights = torch.tensor(np.stack(weights), dtype=torch.float32, device=lattice.device)
-        self.shape = tuple(int(n) for n in shape[::-1])
 
     def __call__(self, field):
         """field (1, 3, K, J, I) -> (N, 3), in the lattice's steps."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from .images import sample
+from .images import mapped, sample
 from .information import fixed_bins, similarity
 from .linear import RADIUS, Target, climb, rotation
 from .result import Grid, Quality, Registration
@@ -132,9 +132,6 @@ def jacobian_range(displacement, check=None):
             check()
         first = max(0, k - 1)
         slab = torch.from_numpy(np.ascontiguousarray(np.moveaxis(field[first : k + SLAB + 1], -1, 0)))
-        if slab.shape[1] < 2:
-            slab = torch.from_numpy(np.ascontiguousarray(np.moveaxis(field[-2:], -1, 0)))
-            first = len(field) - 2
         # How the place changes along each index axis i, j, k: in mm, each (3, k, j, i).
         i, j, k_axis = (
             torch.gradient(slab, dim=axis)[0].add_(step[:, None, None, None])
@@ -152,9 +149,7 @@ def _overlap(fixed, moving, matrix, seed):
     shares = []
     for one, other, to_other in ((fixed, moving, matrix), (moving, fixed, np.linalg.inv(matrix))):
         points = _anatomy_points(one, 2000, seed)
-        grid = other.levels[-1]
-        index = (grid.to_index @ to_other @ np.c_[points, np.ones(len(points))].T)[:3].T
-        shares.append(((index > -0.5) & (index < grid.size - 0.5)).all(axis=1).mean())
+        shares.append(other.levels[-1].holds(mapped(to_other, points)).mean())
     return float(max(shares))
 
 
@@ -202,10 +197,8 @@ def _way_back(fixed, moving, matrix, displacement, seed, check):
     from .deformable import way_back
 
     points = _anatomy_points(fixed, POINTS, seed)
-    there = Registration("deformable", np.eye(4), displacement, Grid.of(displacement)).to_moving(points)
-    grid = moving.levels[-1]
-    index = there @ grid.to_index[:3, :3].T + grid.to_index[:3, 3]
-    seen = ((index > -0.5) & (index < grid.size - 0.5)).all(axis=1)
+    there = _bent(displacement, points)
+    seen = moving.levels[-1].holds(there)
     if not seen.any():
         return np.zeros(1)
     back = way_back(fixed, moving, matrix, check or (lambda: None))
@@ -236,9 +229,8 @@ def _unsupported(fixed, moving, matrix, displacement, level, seed):
     """
     grid, other = fixed.levels[level], moving.levels[level]
     points = _inside_anatomy(fixed, fixed.points(LOCAL_POINTS, seed + 303))
-    homogeneous = np.c_[points, np.ones(len(points))]
-    straight = (homogeneous @ matrix.T)[:, :3]
-    bent = Registration("deformable", np.eye(4), displacement, Grid.of(displacement)).to_moving(points)
+    straight = mapped(matrix, points)
+    bent = _bent(displacement, points)
 
     def values(level, places):
         places = torch.tensor(places.T, dtype=torch.float32, device=fixed.device)
@@ -278,10 +270,12 @@ def _unsupported(fixed, moving, matrix, displacement, level, seed):
     return nmi, float(moved[-1 - len(moved) // 100])
 
 
+def _bent(displacement, points):
+    """Where a whole map's displacement takes RAS points (N, 3)."""
+    return Registration("deformable", np.eye(4), displacement, Grid.of(displacement)).to_moving(points)
+
+
 def _inside_anatomy(image, points):
     """Those of RAS points (N, 3) that lie in the anatomy."""
-    grid = image.levels[-1]
-    index = np.rint(points @ grid.to_index[:3, :3].T + grid.to_index[:3, 3])
-    i, j, k = np.clip(index, 0, grid.size - 1).astype(int).T
-    found = points[image.anatomy.cpu().numpy()[k, j, i] > 0]
+    found = points[image.levels[-1].nearest(image.anatomy, points) > 0]
     return found if len(found) else points

@@ -65,11 +65,12 @@ def _both_ways(fixed, moving, model, matrix, stage, seed, check):
         return matrix
     model = "rigid" if model == "rigid" else "affine"
     back, _ = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, [stage], seed, check)
-    gap = matrix_one @ back - np.eye(4)
+    around = matrix_one @ back
+    gap = around - np.eye(4)
     at_center = np.linalg.norm(gap @ np.append(other.center_of_mass, 1))
     if at_center + RADIUS * np.linalg.norm(gap[:3, :3], 2) > FARTHEST:
         return matrix
-    halfway = expm(-logm(np.eye(4) + gap).real / 2) @ matrix_one
+    halfway = expm(-logm(around).real / 2) @ matrix_one
     return halfway if one is fixed else np.linalg.inv(halfway)
 
 

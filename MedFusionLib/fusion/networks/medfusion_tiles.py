@@ -43,7 +43,7 @@ def fuse_volume(network, read, shape, modalities, device, store, step=lambda don
         images = pyramid(tiles.read(window), CUT)
         target, inside = _scaled(core, CUT), _scaled(_within(core, window), CUT)
         coarse[target] = images[CUT][inside]
-        texture[target] = shrink(_gather(network, images)[-1][2])[inside]
+        texture[target] = shrink(network.collect(images, CUT)[-1][2])[inside]
 
     def finish(core):
         fused, weights = _fine(network, tiles, core, hidden[0], modalities)
@@ -65,13 +65,6 @@ def _one_by_one(work, items, step):
         work(item)
 
 
-def _gather(network, images):
-    gathered = []
-    for level in range(CUT):
-        gathered.append(network.gather(images, level, shrink(gathered[-1][2]) if level else None))
-    return gathered
-
-
 def _coarse(network, image, texture, modalities):
     """Hidden features of level `CUT` of the whole volume."""
     images = [None] * CUT + pyramid(image, network.levels - CUT)
@@ -87,7 +80,7 @@ def _fine(network, tiles, core, hidden, modalities):
     """(fused (1, k, j, i), weights (1, S, k, j, i)) of one tile."""
     window = tiles.around(core, CONTEXT)
     images = pyramid(tiles.read(window), CUT)
-    gathered = _gather(network, images)
+    gathered = network.collect(images, CUT)
     hidden = network.descend_to(1, images[:CUT], gathered, hidden[_scaled(window, CUT)], modalities)
     # Full resolution costs most: it gets no more context than it needs.
     rim = tiles.around(core, RIM)

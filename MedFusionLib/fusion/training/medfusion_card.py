@@ -10,6 +10,7 @@ import torch
 from ...metrics import TASK, pair_scores
 from ...volume import MODALITIES
 from ..networks.medfusion_net import fuse
+from .score import summary
 
 MEASURES = ("Qabf", "SCD", "SSIM", "head-SSIM", "MS-SSIM", "Nabf", "VIF")
 
@@ -83,14 +84,7 @@ def scores(rows):
         here = found.setdefault(row["group"], {})
         for name in (key[1] for key in row if key[0] == "medfusion"):
             here.setdefault(name, []).append(row["medfusion", name])
-    return {
-        group: {
-            name: (float(np.nanmean(column)), float(np.nanstd(column)))
-            for name, column in measures.items()
-            if np.isfinite(column).any()
-        }
-        for group, measures in found.items()
-    }
+    return {group: summary(measures) for group, measures in found.items()}
 
 
 def write(settings, rows, sha256):

@@ -40,13 +40,15 @@ def score(method, network=None, pairs=(), keep=None):
         rows.setdefault(pair.group, []).append(measure(pair, fused[0].numpy()))
         if keep:
             keep(pair, fused[0].numpy())
+    return {group: summary({name: [row[name] for row in found] for name in COLUMNS}) for group, found in rows.items()}
+
+
+def summary(columns):
+    """{measure: (mean, standard deviation)} of {measure: values}, without the measures that have no value."""
     return {
-        group: {
-            name: (float(np.nanmean(column)), float(np.nanstd(column)))
-            for name in COLUMNS
-            if not np.isnan(column := np.array([row[name] for row in found])).all()
-        }
-        for group, found in rows.items()
+        name: (float(np.nanmean(column)), float(np.nanstd(column)))
+        for name, column in columns.items()
+        if np.isfinite(column).any()
     }
 
 

@@ -18,6 +18,7 @@ from ..networks.selector_net import MEASURES, METHODS, MODALITIES, OPTIONS, Sele
 from . import atlas
 from . import checkpoint as checkpoints
 from .card import write_text
+from .score import summary
 
 log = logging.getLogger(__name__)
 
@@ -192,9 +193,5 @@ def _scores(network, data, found, unseen):
     scores = {}
     for group in dict.fromkeys(found[n].group for n in places):
         columns = quality[[found[n].group == group for n in places]].T
-        scores[group] = {
-            name: (float(np.nanmean(column)), float(np.nanstd(column)))
-            for name, column in zip(MEASURES, columns, strict=True)
-            if np.isfinite(column).any()
-        }
+        scores[group] = summary(dict(zip(MEASURES, columns, strict=True)))
     return scores

@@ -88,8 +88,7 @@ def train(
             from . import selector
 
             scores = selector.run(data, folder, runs, resume, say, cancelled)
-            return Training(folder / f"{method}.safetensors", folder / f"{method}.md", scores)
-        if method == "medfusion":
+        elif method == "medfusion":
             from . import medfusion_training
 
             chosen, board = devices.choose(device), _board(runs, method)
@@ -97,8 +96,9 @@ def train(
             scores = medfusion_training.run(data, folder, runs, *more)
             if board:
                 board.close()
-            return Training(folder / f"{method}.safetensors", folder / f"{method}.md", scores)
-        return _by_recipe(method, data, folder, runs, epochs, seed, device, resume, say, cancelled)
+        else:
+            return _by_recipe(method, data, folder, runs, epochs, seed, device, resume, say, cancelled)
+        return Training(folder / f"{method}.safetensors", folder / f"{method}.md", scores)
     except OSError as error:
         if isinstance(error, FileError):
             raise
