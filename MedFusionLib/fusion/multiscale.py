@@ -152,17 +152,26 @@ class Laplacian:
     halo = None
     levels = 4
 
-    def __call__(self, sources, modalities):
-        return torch.cat([self._fused(one) for one in sources.split(1)]), None
+    def __init__(self, device):
+        self.device = device
 
-    def _fused(self, image):
-        """(1, *spatial) of (1, S, *spatial)."""
+    def __call__(self, sources, modalities):
+        return torch.cat([self._fused_(one.clone()) for one in sources.split(1)]), None
+
+    def fuse_volume(self, read, shape, modalities, store, step):
+        """A `Fuser`'s, see `registry`."""
+        step(0, 1)
+        sources = torch.from_numpy(read())[None].to(self.device)
+        store((slice(None),) * 3, self._fused_(sources)[0].cpu().numpy(), None)
+
+    def _fused_(self, image):
+        """(1, *spatial) of (1, S, *spatial), which does not outlive it."""
         sources, bands = image.split(1, 1), []
         for _ in range(self.levels):
             lows, band = [], None
             for source in sources:
                 low = self._halved(source)
-                detail = self._expand(low, source.shape).neg_().add_(source)
+                detail = source.sub_(self._expand(low, source.shape))
                 band = detail if band is None else strongest_(band, detail)
                 lows.append(low)
             bands.append(band)
@@ -175,7 +184,9 @@ class Laplacian:
 
     @staticmethod
     def _halved(image):
-        """Smoothed, every other voxel of it along each axis."""
+        """Smoothed, every other voxel of it along each axis; a new tensor."""
+        if not spatial(image):
+            return image.clone()
         for axis in spatial(image):
             shape = list(image.shape)
             shape[axis] = (shape[axis] + 1) // 2
@@ -191,9 +202,7 @@ class Laplacian:
 
     @staticmethod
     def _expand(image, shape):
-        """Twice as many voxels along each axis that has an extent, between their neighbours; a new tensor."""
-        if max(shape[2:]) == 1:
-            return image.clone()
+        """Twice as many voxels along each axis that has an extent, between their neighbours."""
         for axis in range(2, image.ndim):
             size = shape[axis]
             if size > 1:
@@ -219,6 +228,7 @@ class Wavelet(_Slabs):
 
     planes = 3
     halo = 2 * (2**planes - 1)
+    share = 0.4
 
     def fuse_part(self, sources, axis, start, length):
         rest = list(sources.split(1, 1))
@@ -234,7 +244,8 @@ class Wavelet(_Slabs):
         band = None
         for n, source in enumerate(rest):
             rest[n] = smooth_(source.clone(), dilation)
-            detail = source - rest[n]
+            # The first plane's source is the caller's.
+            detail = source - rest[n] if dilation == 1 else source.sub_(rest[n])
             band = detail if band is None else strongest_(band, detail)
         return band
 
@@ -306,6 +317,4 @@ class Guided(_Slabs):
 
 
 def load(method, device):
-    if method.name == "laplacian":
-        return Laplacian()
-    return {"wavelet": Wavelet, "guided": Guided}[method.name](device)
+    return {"laplacian": Laplacian, "wavelet": Wavelet, "guided": Guided}[method.name](device)
