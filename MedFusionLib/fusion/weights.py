@@ -13,7 +13,11 @@ from ..errors import WeightsError
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).resolve().parents[2] / "Resources"
+_ENGINE = Path(__file__).resolve().parents[1]
+
+FOLDER = (_ENGINE if (_ENGINE / "Resources").is_dir() else _ENGINE.parent) / "Resources"
+"""Inside the engine in a wheel; beside it in a checkout and in Slicer's extension."""
+
 CHECKSUMS = FOLDER / "checksums.json"
 """{file name: SHA-256}; written by the training code."""
 
