@@ -16,8 +16,11 @@ from . import registry
 
 log = logging.getLogger(__name__)
 
-BATCH_VOXELS = 2**22
-"""Voxels a source that a CPU batch holds: bounds the memory of a network's activations."""
+BATCH_VOXELS = 2**20
+"""Voxels a source that a batch of slices or a tile holds, at the most."""
+
+FEWEST_BATCHES = 16
+"""That a volume without overlaps is cut into: a batch is held several times over, as it goes in and comes out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +157,9 @@ def _parts(shape, along, halo):
     along: axis whose slices are images of their own, None for tiles that overlap by `halo`.
     """
     if along is not None:
-        per_batch = max(1, BATCH_VOXELS * shape[along] // int(np.prod(shape)))
+        # A few at least: a fuser may work on them side by side.
+        most = max(4, shape[along] // FEWEST_BATCHES)
+        per_batch = max(1, min(most, BATCH_VOXELS * shape[along] // int(np.prod(shape))))
         for start in range(0, shape[along], per_batch):
             window = [slice(None)] * 3
             window[along] = slice(start, start + per_batch)
@@ -177,7 +182,7 @@ def _tile(shape, halo):
     """Tile core (3,): the whole volume where it is small, else split its longest axis until it fits."""
     core = np.array(shape)
     # Without an overlap small tiles cost nothing.
-    most = BATCH_VOXELS if halo else BATCH_VOXELS // 8
+    most = 4 * BATCH_VOXELS if halo else min(BATCH_VOXELS, int(np.prod(shape)) // FEWEST_BATCHES)
     while np.prod(np.minimum(core + 2 * halo, shape)) > most and core.max() > max(32, 2 * halo):
         longest = int(core.argmax())
         core[longest] = -(-core[longest] // 2)

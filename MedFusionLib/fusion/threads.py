@@ -14,6 +14,11 @@ MOST = 4
 """Pieces at a time: bounds the memory."""
 
 
+def at_once():
+    """How many pieces `spread` works on side by side."""
+    return min(torch.get_num_threads(), MOST)
+
+
 def spread(work, items, step=lambda done: None):
     """Call work(item) for every item, in any order. step(done): called with how many are done, from 0.
 
@@ -31,7 +36,7 @@ def spread(work, items, step=lambda done: None):
         with torch.inference_mode():
             work(item)
 
-    pool = ThreadPoolExecutor(min(threads, MOST), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(at_once(), initializer=torch.set_num_threads, initargs=(1,))
     try:
         step(0)
         for done, future in enumerate(as_completed([pool.submit(piece, item) for item in items]), 1):

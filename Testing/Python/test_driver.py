@@ -81,7 +81,7 @@ def test_tiles_leave_no_seams(method, monkeypatch):
     whole = fuse(sources, method, device="cpu").volume.array
     parts = []
     cut = driver._parts
-    monkeypatch.setattr(driver, "BATCH_VOXELS", 70**3 // 4)
+    monkeypatch.setattr(driver, "BATCH_VOXELS", 70**3 // 16)
     monkeypatch.setattr(driver, "_parts", lambda *a: parts.extend(found := list(cut(*a))) or found)
     tiled = fuse(sources, method, device="cpu").volume.array
     assert len(parts) >= 4

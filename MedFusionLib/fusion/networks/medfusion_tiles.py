@@ -1,29 +1,40 @@
 """MedFusion's own network on volumes of any size: seamless tiles, in little memory.
 
-Everything coarser than `CUT` halvings is computed once for the whole volume, which is small there (1/512 of the
-voxels). Tiles then compute the finer levels with enough context that each voxel gets the value that the whole
-volume at once would give it. Tiles start on voxels of the coarse grid, so there is nothing to blend.
+What the network gathers of an image (means of 2 x 2 x 2 voxels, and the texture) is kept for the whole volume from
+the first halving on, an eighth of the voxels. Hidden features, of which there are many, are kept for the whole
+volume at level `CUT` only (1/512 of the voxels); tiles compute those of the finer levels, each level with just the
+context that the next finer one needs, so that each voxel gets the value that the whole volume at once would give it.
+Tiles start on voxels of the coarse grid, so there is nothing to blend.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
-from ..threads import spread
+from ..threads import at_once, spread
 from .medfusion_net import grow, pyramid, shrink
 
 CUT = 3
 """Levels below this one are computed in tiles."""
 
-CONTEXT = 16
-"""Voxels around a tile that its values depend on: a multiple of 2**CUT."""
+RIM = 2
+"""Voxels around a tile, at each level: the outermost lacks its neighbours, the other is the neighbour of the tile's."""
 
-RIM = 4
-"""Voxels around a tile that the finest level needs: a multiple of 4, for the bands."""
+WIDE = 4
+"""Voxels around a tile that `MedFusionNet.gather` needs for the texture to be right on the inner one of the rim."""
 
-CORES = {"cpu": (32, 64, 96), "mps": (64, 128, 128), "cuda": (128, 192, 192)}
-"""Voxels of a tile by kind of device: multiples of 2**levels."""
+CORES = {
+    "cpu": ((16, 16, 32), (16, 32, 32), (32, 32, 32), (32, 32, 64)),
+    "mps": ((64, 128, 128),),
+    "cuda": ((128, 192, 192),),
+}
+"""Voxels of a tile by kind of device, smaller ones first: multiples of 2**levels. Larger ones have less rim."""
+
+SHARE = 1 / 100
+"""Of the volume that all tiles in work may be, where there is a choice: their hidden features are many times that."""
 
 
 def fuse_volume(network, read, shape, modalities, device, store, step=lambda done, count: None):
@@ -33,30 +44,24 @@ def fuse_volume(network, read, shape, modalities, device, store, step=lambda don
     modalities: (S,) tensor of indices into `MODALITIES`, on the device. store(slices, fused, weights): takes a
     part of the result, arrays (k, j, i) and (S, k, j, i). step(done, count): called before every piece of work.
     """
-    tiles = _Tiles(read, shape, 2**network.levels, device)
-    cores = list(tiles)
-    coarse = torch.empty((1, len(modalities), *(n >> CUT for n in tiles.padded)), device=device)
-    texture = torch.empty_like(coarse)
-
-    def gather(core):
-        window = tiles.around(core, CONTEXT)
-        images = pyramid(tiles.read(window), CUT)
-        target, inside = _scaled(core, CUT), _scaled(_within(core, window), CUT)
-        coarse[target] = images[CUT][inside]
-        texture[target] = shrink(network.collect(images, CUT)[-1][2])[inside]
+    tiles = _Tiles(network, read, shape, modalities, device)
+    each = spread if device.type == "cpu" else _one_by_one
+    fine = list(tiles.cores(0))
+    total = 2 * len(fine)
+    for level in range(CUT):
+        tiles.add_level()
+        tell = (lambda done: step(done, total)) if level == 0 else (lambda done: None)
+        each(lambda core, level=level: tiles.collect(level, core), tiles.cores(level), tell)
+    # Through `each`, so that it runs on as many threads as all else.
+    each(lambda _: tiles.descend_whole(), [None], lambda done: None)
 
     def finish(core):
-        fused, weights = _fine(network, tiles, core, hidden[0], modalities)
+        fused, weights = tiles.finish(core)
         keep = tuple(slice(0, min(part.stop, n) - part.start) for part, n in zip(core, shape, strict=True))
         target = tuple(slice(part.start, part.start + k.stop) for part, k in zip(core, keep, strict=True))
         store(target, fused[0][keep].cpu().numpy(), weights[0][(slice(None), *keep)].cpu().numpy())
 
-    total = 2 * len(cores)
-    each = spread if device.type == "cpu" else _one_by_one
-    each(gather, cores, lambda done: step(done, total))
-    hidden = []
-    each(lambda _: hidden.append(_coarse(network, coarse, texture, modalities)), [None], lambda done: None)
-    each(finish, cores, lambda done: step(len(cores) + done, total))
+    each(finish, fine, lambda done: step(len(fine) + done, total))
 
 
 def _one_by_one(work, items, step):
@@ -65,55 +70,97 @@ def _one_by_one(work, items, step):
         work(item)
 
 
-def _coarse(network, image, texture, modalities):
-    """Hidden features of level `CUT` of the whole volume."""
-    images = [None] * CUT + pyramid(image, network.levels - CUT)
-    gathered = [None] * CUT
-    for level in range(CUT, network.levels + 1):
-        gathered.append(network.gather(images, level, texture))
-        if level < network.levels:
-            texture = shrink(gathered[level][2])
-    return network.descend_to(CUT, images, gathered, None, modalities)
-
-
-def _fine(network, tiles, core, hidden, modalities):
-    """(fused (1, k, j, i), weights (1, S, k, j, i)) of one tile."""
-    window = tiles.around(core, CONTEXT)
-    images = pyramid(tiles.read(window), CUT)
-    gathered = network.collect(images, CUT)
-    hidden = network.descend_to(1, images[:CUT], gathered, hidden[_scaled(window, CUT)], modalities)
-    # Full resolution costs most: it gets no more context than it needs.
-    rim = tiles.around(core, RIM)
-    crop = _within(rim, window)
-    sources = images[0][_scaled(crop, 0)]
-    local = [part[_scaled(crop, 0)] for part in gathered[0]]
-    base = grow(gathered[1][0][_scaled(crop, 1)])
-    weights = network.weights(sources, local, base, hidden[_scaled(crop, 1)], modalities)
-    inner = _scaled(_within(core, rim), 0)
-    sources, weights = sources[inner], weights[inner]
-    return (weights * sources).sum(1), weights
-
-
 class _Tiles:
-    """Cuts a volume, padded at its far ends to multiples of the coarsest voxel by repeating its border."""
+    """A volume at every level, padded at its far ends to multiples of the coarsest voxel by repeating its border.
 
-    def __init__(self, read, shape, step, device):
-        self._read, self._shape, self._device = read, shape, device
-        self.padded = tuple(n + -n % step for n in shape)
+    Cores and windows are slices over (K, J, I), in voxels of their level.
+    """
 
-    def __iter__(self):
-        core = CORES[self._device.type]
-        for corner in np.ndindex(*(-(-n // c) for n, c in zip(self.padded, core, strict=True))):
-            yield tuple(slice(at * c, min(n, (at + 1) * c)) for at, c, n in zip(corner, core, self.padded, strict=True))
+    def __init__(self, network, read, shape, modalities, device):
+        self._network, self._read, self._shape = network, read, shape
+        self._modalities, self._device = modalities, device
+        step = 2**network.levels
+        self._padded = tuple(n + -n % step for n in shape)
+        # Level 0 stays where it is read from.
+        self._images, self._textures = [None], [None]
+        self._hidden = None
 
-    def around(self, core, extra):
+    def cores(self, level):
+        """Tiles that together are the whole of a level."""
+        sizes = CORES[self._device.type]
+        most = SHARE * math.prod(self._padded) / at_once()
+        fitting = [core for core in sizes if math.prod(core) <= most]
+        core, whole = fitting[-1] if fitting else sizes[0], self._size(level)
+        for corner in np.ndindex(*(-(-n // c) for n, c in zip(whole, core, strict=True))):
+            yield tuple(slice(at * c, min(n, (at + 1) * c)) for at, c, n in zip(corner, core, whole, strict=True))
+
+    def add_level(self):
+        """Make room for a coarser level, which `collect` fills."""
+        size = (1, len(self._modalities), *self._size(len(self._images)))
+        self._images.append(torch.empty(size, device=self._device))
+        self._textures.append(torch.empty(size, device=self._device))
+
+    def collect(self, level, core):
+        """Find the image and the texture of the next coarser level where a tile of this one is."""
+        window = self._around(core, level, RIM)
+        image = self._image(level, window)
+        coarser = shrink(image)
+        texture = self._network.gather({level: image, level + 1: coarser}, level, self._texture(level, window))[2]
+        target, inside = _halved(core), _halved(_within(core, window))
+        self._images[level + 1][_at(target)] = coarser[_at(inside)]
+        self._textures[level + 1][_at(target)] = shrink(texture)[_at(inside)]
+
+    def descend_whole(self):
+        """Find the hidden features of level `CUT`."""
+        levels = self._network.levels
+        texture = self._textures[CUT]
+        images = [None] * CUT + pyramid(self._images[CUT], levels - CUT)
+        gathered = [None] * CUT
+        for level in range(CUT, levels + 1):
+            gathered.append(self._network.gather(images, level, texture))
+            if level < levels:
+                texture = shrink(gathered[level][2])
+        self._hidden = self._network.descend_to(CUT, images, gathered, None, self._modalities)
+
+    def finish(self, core):
+        """(fused (1, k, j, i), weights (1, S, k, j, i)) of one tile of level 0."""
+        network = self._network
+        there, hidden = tuple(slice(0, n) for n in self._size(CUT)), self._hidden
+        for level in range(CUT - 1, 0, -1):
+            own = tuple(slice(part.start >> level, part.stop >> level) for part in core)
+            wide, near = self._around(own, level, WIDE), self._around(own, level, RIM)
+            images = {n: self._image(n, part) for n, part in ((level, wide), (level + 1, _halved(wide)))}
+            inside = _at(_within(near, wide))
+            gathered = [part[inside] for part in network.gather(images, level, self._texture(level, wide))]
+            hidden = hidden[_at(_within(_halved(near), there))]
+            hidden = network.refine(level, images[level][inside], gathered, hidden, self._modalities)
+            there = near
+        window = self._around(core, 0, RIM)
+        beneath = _at(_within(_halved(window), there))
+        hidden, base = hidden[beneath], grow(gathered[0][beneath])
+        sources = self._image(0, window)
+        local = network.gather({0: sources, 1: self._image(1, _halved(window))}, 0, None)
+        weights = network.weights(sources, local, base, hidden, self._modalities)
+        inner = _at(_within(core, window))
+        sources, weights = sources[inner], weights[inner]
+        return (weights * sources).sum(1), weights
+
+    def _size(self, level):
+        return tuple(n >> level for n in self._padded)
+
+    def _around(self, core, level, extra):
         return tuple(
             slice(max(0, part.start - extra), min(n, part.stop + extra))
-            for part, n in zip(core, self.padded, strict=True)
+            for part, n in zip(core, self._size(level), strict=True)
         )
 
-    def read(self, window):
+    def _texture(self, level, window):
+        return self._textures[level][_at(window)] if level else None
+
+    def _image(self, level, window):
         """float32 tensor (1, S, k, j, i)."""
+        if level:
+            return self._images[level][_at(window)]
         there = tuple(slice(part.start, min(part.stop, n)) for part, n in zip(window, self._shape, strict=True))
         beyond = [(0, part.stop - t.stop) for part, t in zip(window, there, strict=True)]
         values = self._read(there)
@@ -127,6 +174,10 @@ def _within(part, whole):
     return tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, whole, strict=True))
 
 
-def _scaled(part, level):
-    """Index of slices at a pyramid level, behind any leading axes."""
-    return (..., *(slice(p.start >> level, p.stop >> level) for p in part))
+def _halved(part):
+    return tuple(slice(p.start >> 1, p.stop >> 1) for p in part)
+
+
+def _at(part):
+    """Index of slices behind any leading axes."""
+    return (..., *part)
