@@ -34,6 +34,7 @@ from MedFusionLib.color import LUTS
 from MedFusionLib.errors import Cancelled, MedFusionError, MethodError, VolumeError
 from MedFusionLib.fusion.registry import methods
 from MedFusionLib.pipeline import Coloring, Request
+from MedFusionLib.volume import FUNCTIONAL
 
 INPUTS = ("first", "second", "third")
 
@@ -41,6 +42,9 @@ POLL = 100
 """Milliseconds between two looks at a running job."""
 
 AUTOMATIC = "auto"
+
+DARK_RED, LIGHT_RED = "#b00020", "#ff8a80"
+"""Of what went wrong, on a light and on a dark ground."""
 
 
 #
@@ -113,6 +117,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._run = None
+        self._complaint = False
         # Last, and it starts the mixin too: without a parent Slicer calls setup() from in there.
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
@@ -147,7 +152,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.progressBar.visible = False
         self.ui.messageLabel.visible = False
         self.ui.scoresTable.verticalHeader().visible = False
-        self.ui.scoresTable.horizontalHeader().stretchLastSection = True
+        self.ui.scoresTable.horizontalHeader().setSectionResizeMode(qt.QHeaderView.Stretch)
+        self.ui.scoresTable.visible = False
 
         self.ui.applyButton.connect("clicked()", self.onApplyButton)
         self.ui.installButton.connect("clicked()", self.onInstallButton)
@@ -204,20 +210,19 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         try:
             self._run = self.logic.start(**self.logic.optionsOf(parameters))
         except MedFusionError as error:
-            self._say(str(error), wrong=True)
+            self._complain(error)
             return
-        self._began = time.time()
+        self._timer.start()
         self.ui.progressBar.value = 0
         self.ui.progressBar.visible = True
         self._say("")
-        self._timer.start()
         self._onParameters()
 
     def onInstallButton(self):
         try:
             install.install()
         except MedFusionError as error:
-            self._say(str(error), wrong=True)
+            self._complain(error)
         self._missing = install.missing()
         self._onParameters()
 
@@ -250,24 +255,25 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._say(str(error))
             return
         except MedFusionError as error:
-            self._say(str(error), wrong=True)
+            self._complain(error)
             self.ui.logText.appendPlainText(str(error))
             return
         for message in outcome.messages:
             self.ui.logText.appendPlainText(message)
-        self._say("\n".join(outcome.messages) or _("Done."), wrong=bool(outcome.messages))
+        self._say("\n".join(outcome.messages) or _("Done."), wrong=len(outcome.messages) > len(run.notes))
         if self._parameterNode is not None:
             self._parameterNode.summary = outcome.summary
         self._showScores(outcome.scores)
 
     def _abandon(self):
-        """End a run whose scene is going: nothing of it may arrive."""
+        """End a run whose scene is going: nothing of it may arrive, and nothing of an earlier one stays."""
         if self._run is not None:
             self._run.close()
             self._run = None
             self.ui.progressBar.visible = False
-            self._say("")
         self._timer.stop()
+        self._say("")
+        self._showScores({})
 
     def _onCombo(self, name):
         if self._parameterNode is not None:
@@ -280,6 +286,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameters = self._parameterNode
         if parameters is None:
             return
+        if caller is not None and self._complaint:
+            self._say("")  # it was about what the parameters were
         for name, combo in self._combos.items():
             index = combo.findData(getattr(parameters, name))
             if index >= 0 and index != combo.currentIndex:
@@ -293,7 +301,10 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for widget in (self.ui.lutCombo, self.ui.opacitySlider, self.ui.thresholdCheck):
             widget.enabled = parameters.color
         self.ui.thresholdSpin.enabled = parameters.color and parameters.thresholdOn
-        self.ui.summaryLabel.text = parameters.summary or _("Nothing was fused yet.")
+        self.ui.thresholdSpin.suffix = f" {self.logic.uptakeUnits(parameters)}".rstrip()
+        self.ui.summaryLabel.text = parameters.summary or _(
+            "Nothing was fused yet. What was done, and how well, will be said here."
+        )
         self.ui.installButtonSection.visible = bool(self._missing)
         self.ui.installLabel.text = _("MedFusion needs Python packages that are not here yet: {names}").format(
             names=", ".join(self._missing)
@@ -315,17 +326,50 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _showScores(self, scores):
         table = self.ui.scoresTable
+        table.visible = bool(scores)
         table.setColumnCount(2)
         table.setRowCount(len(scores))
         table.setHorizontalHeaderLabels([_("Measure"), _("Value")])
+        table.horizontalHeader().setSectionResizeMode(1, qt.QHeaderView.ResizeToContents)
         for row, (name, value) in enumerate(scores.items()):
-            table.setItem(row, 0, qt.QTableWidgetItem(name))
-            table.setItem(row, 1, qt.QTableWidgetItem(f"{value:.4g}"))
+            meaning = measures().get(name, "")
+            for column, text in enumerate((f"{meaning} ({name})" if meaning else name, f"{value:.4g}")):
+                item = qt.QTableWidgetItem(text)
+                item.setToolTip(text)  # a narrow panel cuts it short
+                table.setItem(row, column, item)
+        table.resizeRowsToContents()
+        # All of it: the module panel scrolls, and a list that scrolls inside of it would be two to scroll.
+        rows = sum(table.rowHeight(row) for row in range(len(scores)))
+        table.minimumHeight = table.horizontalHeader().sizeHint.height() + rows + 2 * table.frameWidth
+
+    def _complain(self, error):
+        """Say what is wrong, until the parameters change."""
+        self._say(str(error), wrong=True)
+        self._complaint = True
 
     def _say(self, text, wrong=False):
-        self.ui.messageLabel.text = text
-        self.ui.messageLabel.styleSheet = "color: #b00020" if wrong else ""
-        self.ui.messageLabel.visible = bool(text)
+        label = self.ui.messageLabel
+        label.text = text
+        label.visible = bool(text)
+        dark = label.palette.window().color().lightness() < 128
+        label.styleSheet = f"color: {LIGHT_RED if dark else DARK_RED}" if wrong else ""
+        self._complaint = False
+
+
+def measures():
+    """{measure: what it says of the fused volume} of those that a run reports."""
+    return {
+        "SSIM": _("Structural similarity"),
+        "PSNR": _("Peak signal to noise, dB"),
+        "MSE": _("Mean squared difference"),
+        "MI": _("Mutual information"),
+        "EN": _("Information content, bits"),
+        "SD": _("Contrast"),
+        "SF": _("Sharpness, spatial frequency"),
+        "AG": _("Sharpness, mean gradient"),
+        "SCD": _("What each scan adds"),
+        "Qabf": _("Edges kept"),
+    }
 
 
 def choices(name):
@@ -372,7 +416,7 @@ class FusionOutcome:
     """What a run made.
 
     scene: the nodes (`mrml.SceneResult`). scores: measure -> value. seconds: step -> time. messages: what the user
-    should know, such as a registration that is not to be trusted.
+    should know, such as a registration that is not to be trusted, or a scan that does not say what it is.
     """
 
     scene: mrml.SceneResult
@@ -383,10 +427,10 @@ class FusionOutcome:
 
 
 class FusionRun:
-    """A job with the nodes that it was started for."""
+    """A job with the nodes that it was started for. notes: what was noticed at its start, for the user."""
 
-    def __init__(self, job, nodes, request):
-        self.job, self.nodes, self.request = job, nodes, request
+    def __init__(self, job, nodes, request, notes=()):
+        self.job, self.nodes, self.request, self.notes = job, nodes, request, tuple(notes)
         # Names for the summary; nodes may leave the scene meanwhile.
         self.names = [node.GetName() for node in nodes]
 
@@ -436,6 +480,14 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
             "evaluate": parameters.evaluate,
             "device": parameters.device,
         }
+
+    def uptakeUnits(self, parameters):
+        """str: units of the chosen PET or SPECT, as far as it says them."""
+        for name in INPUTS:
+            node, kind = getattr(parameters, name), getattr(parameters, f"{name}Modality")
+            if node is not None and (mrml.modality_of_node(node) if kind == AUTOMATIC else kind) in FUNCTIONAL:
+                return mrml.units_of_node(node)
+        return ""
 
     def isValid(self, parameters, missing=()):
         """(whether a run can start, the reason why not). missing: packages that are not installed."""
@@ -513,7 +565,14 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
             evaluate=evaluate,
             untrusted=untrusted,
         )
-        return FusionRun(worker.start(request, pythonInterpreter()), nodes, request)
+        notes = [
+            _("“{name}” does not say what it is: choose CT, MRI, PET or SPECT for it, for the best result.").format(
+                name=node.GetName()
+            )
+            for node, volume, kind in zip(nodes, volumes, modalities, strict=True)
+            if kind is None and volume.modality == "OT"
+        ]
+        return FusionRun(worker.start(request, pythonInterpreter()), nodes, request, notes)
 
     def finish(self, run, show=True):
         """Add the result of a run that has ended to the scene; returns a `FusionOutcome`.
@@ -529,7 +588,8 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         summary = _("{names}: {method}, {model} registration, {seconds:.1f} s").format(
             names=" + ".join(run.names), method=method.title, model=run.request.registration, seconds=total
         )
-        return FusionOutcome(scene, dict(result.scores), dict(result.seconds), tuple(result.messages), summary)
+        messages = (*result.messages, *run.notes)
+        return FusionOutcome(scene, dict(result.scores), dict(result.seconds), messages, summary)
 
     def run(self, nodes, show=True, progress=None, **options):
         """Register and fuse, wait for it, and add the result to the scene: the console's way in.

@@ -59,7 +59,8 @@ class SceneResult:
 def volume_from_node(node, modality=None):
     """The `Volume` of a scalar volume node, in world space: its parent transforms are part of it.
 
-    modality: one of `MODALITIES`; None: from the node's DICOM attributes and units, else guessed from its values.
+    modality: one of `MODALITIES`; None: from the node's DICOM attributes and units, else guessed from its name (which
+    a file gave it) and values, as for files.
     Linear parent transforms go into the affine, and the array (K, J, I) is a read-only view of the node's voxels.
     Under a non-linear one the voxels are those of a hardened copy; the node itself is never changed.
     The display range is chosen by modality: the window on the screen is for looking, and a narrow one would cut
@@ -80,7 +81,7 @@ def volume_from_node(node, modality=None):
     if image.GetNumberOfScalarComponents() != 1 or isinstance(node, vtkMRMLVectorVolumeNode):
         raise VolumeError(f"“{name}” is a colour or vector volume: choose a scalar one (its intensities).")
     modality = modality or modality_of_node(node)
-    units = _units(node)
+    units = units_of_node(node)
     node = _straightened(node)
     array = slicer.util.arrayFromVolume(node).view()
     array.flags.writeable = False
@@ -88,7 +89,7 @@ def volume_from_node(node, modality=None):
     if modality is None:
         from .files import guess_modality
 
-        volume = replace(volume, modality=guess_modality(volume))
+        volume = replace(volume, modality=guess_modality(volume, name))
     if not units and looks_like_hu(volume):
         volume = replace(volume, units="HU")
     return volume
@@ -104,7 +105,15 @@ def modality_of_node(node):
         said = (hierarchy.GetItemAttribute(item, attribute) if item else "") or node.GetAttribute(attribute)
     if said:
         return said if said in MODALITIES else "OT"
-    return {"HU": "CT", "SUV": "PT"}.get(_units(node))
+    return {"HU": "CT", "SUV": "PT"}.get(units_of_node(node))
+
+
+def units_of_node(node):
+    """Units of a volume node's voxels as `Volume` says them, "" if the node does not say."""
+    entry = node.GetVoxelValueUnits()
+    code = entry.GetCodeValue() if entry is not None else None
+    known = {value: units for units, (value, _, _) in UNITS.items()}
+    return known.get(code, code or "")
 
 
 def add_volume(volume, name=None, parent=None):
@@ -311,14 +320,6 @@ def _matrix_to_world(node):
     if before is not None:
         vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(before, None, matrix)
     return slicer.util.arrayFromVTKMatrix(matrix)
-
-
-def _units(node):
-    """Units of a node's voxels as `Volume` says them, "" if the node does not say."""
-    entry = node.GetVoxelValueUnits()
-    code = entry.GetCodeValue() if entry is not None else None
-    known = {value: units for units, (value, _, _) in UNITS.items()}
-    return known.get(code, code or "")
 
 
 def _displayable(array):

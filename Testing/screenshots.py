@@ -13,7 +13,7 @@ PICTURES = ROOT / "Resources" / "Screenshots"
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 sys.path[:0] = [str(ROOT / "Testing" / "Python"), str(ROOT)]
 
-from panel import choose, load_module, open_panel, photograph, wait  # noqa: E402
+from panel import choose, dock, load_module, open_panel, photograph, wait  # noqa: E402
 
 
 def main():
@@ -23,8 +23,7 @@ def main():
     made = phantom.make(seed=0)
     nodes = [mrml.add_volume(volume) for volume in (made.ct, made.mr, made.pet)]
     panel = open_panel(module)
-    panel.parent._made.resize(440, 700)
-    panel.parent.show()
+    area = dock(panel)
     choose(panel, nodes)
     panel._parameterNode.lut = "PET-HotMetalBlue"
     photograph(panel.parent, "panel-chosen", PICTURES)
@@ -34,6 +33,7 @@ def main():
     wait(lambda: panel._run is None, 600)
     photograph(panel.parent, "panel-done", PICTURES)
     panel.cleanup()
+    area.close()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtCore import Property, QEvent, Qt, Signal
 from PySide6.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
@@ -26,7 +26,7 @@ class ctkCollapsibleButton(QWidget):
     def __init__(self, *args):
         text = args[0] if args and isinstance(args[0], str) else ""
         super().__init__(next((a for a in args if isinstance(a, QWidget)), None))
-        self._collapsed = False
+        self._collapsed = self._folding = False
         self._button = QToolButton(self)
         self._button.setObjectName("")
         self._button.setText(text)
@@ -52,17 +52,29 @@ class ctkCollapsibleButton(QWidget):
 
     def _set_collapsed(self, collapsed):
         self._collapsed = bool(collapsed)
+        self._folding = True
         for child in self.findChildren(QWidget, options=Qt.FindDirectChildrenOnly):
             if child is not self._button:
-                child.setVisible(not self._collapsed)
+                child.setVisible(not self._collapsed and child.property("visibilityToParent") is not False)
+        self._folding = False
         self.setMaximumHeight(24 if self._collapsed else 16777215)
         self._arrow()
         self.contentsCollapsed.emit(self._collapsed)
 
     def childEvent(self, event):
         super().childEvent(event)
-        if self._collapsed and event.added() and isinstance(event.child(), QWidget):
-            event.child().hide()
+        if event.added() and isinstance(event.child(), QWidget):
+            event.child().installEventFilter(self)
+            if self._collapsed:
+                self._folding = True
+                event.child().hide()
+                self._folding = False
+
+    def eventFilter(self, child, event):
+        # As in CTK: what was hidden by the module stays hidden when the section unfolds.
+        if event.type() in (QEvent.ShowToParent, QEvent.HideToParent) and not self._folding:
+            child.setProperty("visibilityToParent", event.type() == QEvent.ShowToParent)
+        return False
 
     def showEvent(self, event):
         super().showEvent(event)

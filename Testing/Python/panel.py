@@ -31,6 +31,18 @@ def open_panel(module):
     return widget
 
 
+def dock(panel, width=440, height=700):
+    """Put a panel into what Slicer's dock is: an area that scrolls. Keep it: the panel goes with it."""
+    from PySide6.QtWidgets import QScrollArea
+
+    area = QScrollArea()
+    area.setWidgetResizable(True)
+    area.setWidget(panel.parent._made)
+    area.resize(width, height)
+    area.show()
+    return area
+
+
 def choose(panel, nodes):
     """Choose scans in the panel's selectors, first to third."""
     selectors = (panel.ui.firstSelector, panel.ui.secondSelector, panel.ui.thirdSelector)
@@ -51,7 +63,9 @@ def wait(condition, seconds=180):
 
 
 def photograph(widget, name, folder=PICTURES):
-    """Save a picture of a widget of the harness; its path."""
+    """Save a picture of a widget of the harness, once its layout has settled; its path."""
+    end = time.time() + 0.1
+    wait(lambda: time.time() > end)
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.png"
     widget._made.grab().save(str(path))

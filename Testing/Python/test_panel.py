@@ -95,6 +95,112 @@ def _colour_at(view, ras):
     return np.ptp([image.GetScalarComponentAsDouble(x, y, 0, n) for n in range(3)]) > 20
 
 
+def test_scores_come_with_a_result_and_go_with_the_scene(panel, nodes):
+    import slicer
+
+    assert not panel.ui.scoresTable.visible
+    assert "Nothing was fused yet" in panel.ui.summaryLabel.text
+    choose(panel, nodes[:2])
+    panel._parameterNode.registration, panel._parameterNode.method = "none", "average"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    table = panel.ui.scoresTable
+    assert table.visible
+    names = [table.item(row, 0).text() for row in range(table.rowCount)]
+    assert "Structural similarity (SSIM)" in names
+    assert all(name.endswith(")") for name in names), "a measure is not explained"
+    assert panel.ui.messageLabel.text
+    slicer.mrmlScene.Clear(0)
+    assert not table.visible
+    assert not panel.ui.messageLabel.visible
+    assert "Nothing was fused yet" in panel.ui.summaryLabel.text
+
+
+@pytest.mark.parametrize("ground", ["#efefef", "#323232", "#000000", "#ffffff"])
+def test_what_is_wrong_can_be_read_on_any_ground(panel, ground):
+    from PySide6.QtGui import QColor, QPalette
+    from PySide6.QtWidgets import QApplication
+
+    before = QApplication.palette()
+    try:
+        QApplication.setPalette(QPalette(QColor(ground)))
+        QApplication.processEvents()
+        panel._say("This is wrong.", wrong=True)
+        image = panel.ui.messageLabel._made.grab().toImage()
+    finally:
+        QApplication.setPalette(before)
+    assert image.pixelColor(image.width() - 1, 0) == QColor(ground)
+    colors = [image.pixelColor(x, y) for x in range(image.width()) for y in range(image.height())]
+    best = max(colors, key=lambda color: _contrast(color, QColor(ground)))
+    assert _contrast(best, QColor(ground)) > 4.5  # WCAG's least for text
+    assert best.red() > best.green() + 80
+
+
+def _contrast(one, other):
+    """WCAG's contrast ratio of two colours."""
+
+    def luminance(color):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in color.getRgbF()[:3]]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_a_complaint_goes_when_another_scan_is_chosen(panel, nodes):
+    import slicer
+
+    slicer.util.arrayFromVolume(nodes[1])[:] = 3
+    choose(panel, nodes[:2])
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    assert "constant" in panel.ui.messageLabel.text
+    choose(panel, [nodes[0], nodes[2]])
+    assert not panel.ui.messageLabel.visible
+
+
+def test_long_names_leave_the_panel_narrow(module, panel, nodes):
+    from MedFusionLib import mrml
+
+    narrow = panel.parent._made.minimumSizeHint().width()
+    assert narrow < 450
+    name = "MR T1 of head and neck with contrast agent, fat suppressed, second reconstruction of the day"
+    long = mrml.add_volume(mrml.volume_from_node(nodes[1]), name=name)
+    other = open_panel(module)
+    choose(other, [nodes[0], long])
+    other.parent.show()
+    try:
+        assert other.parent._made.minimumSizeHint().width() == narrow
+    finally:
+        other.cleanup()
+
+
+def test_a_scan_that_does_not_say_what_it_is(panel, nodes):
+    """Its name, which is that of its file, may tell; else the user is asked, and the result is no less shown."""
+    from MedFusionLib import mrml
+
+    plain = mrml.volume_from_node(nodes[2])
+    for name, modality in (("sub-01_pet", "PT"), ("scan", "OT")):
+        node = mrml.add_volume(plain.with_array(plain.array, units="", modality="OT"), name=name)
+        node.RemoveAttribute(mrml.MODALITY)
+        assert mrml.volume_from_node(node).modality == modality
+    choose(panel, [nodes[0], node])
+    panel._parameterNode.registration, panel._parameterNode.method = "none", "average"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    assert "“scan” does not say what it is" in panel.ui.messageLabel.text
+    assert panel.ui.messageLabel.styleSheet == ""
+    assert panel.ui.scoresTable.visible
+
+
+def test_the_least_uptake_is_in_the_units_of_the_scan(panel, nodes):
+    assert panel.ui.thresholdSpin.suffix == ""
+    choose(panel, nodes)
+    assert panel.ui.thresholdSpin.suffix == " SUV"
+    choose(panel, [nodes[0], nodes[1], None])
+    assert panel.ui.thresholdSpin.suffix == ""
+
+
 def test_cancel_half_way_leaves_the_scene(module, panel, nodes):
     import slicer
 
