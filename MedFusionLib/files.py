@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import os
 import re
 import tempfile
@@ -29,6 +30,9 @@ _TOKENS = {
     "NM": {"nm", "spect", "hmpao", "datscan"},
     "US": {"us", "ultrasound"},
 }
+MOST_DEFLATED = 1032
+"""How many times as long as its file a gzip stream can be."""
+
 _METADATA = "MedFusion."
 _DAMAGED = "{} cannot be read: it is damaged or cut short. Copy or export it again."
 
@@ -100,8 +104,12 @@ def write_volume(volume, path):
         try:
             sitk.WriteImage(image, str(partial), useCompression=ending != ".nii")
             # NIfTI's writer says nothing of a full disk.
-            if not _is_whole(partial):
-                raise RuntimeError
+            if _is_nifti(partial):
+                header = sitk.ImageFileReader()
+                header.SetFileName(str(partial))
+                header.ReadImageInformation()
+                if not _is_whole(partial, header):
+                    raise RuntimeError
         except RuntimeError as error:
             raise FileError(_why_not_written(path, partial)) from error
 
@@ -200,15 +208,16 @@ def _from_file(path):
         with _quiet():
             reader.ReadImageInformation()
             _check_header(reader, path)
-            # NIfTI's reader takes what a file that was cut short lacks for zeros.
-            if not _is_whole(path):
+            # Before there is memory for voxels that cannot be in the file.
+            if _is_nifti(path) and not _could_be_whole(path, reader):
                 raise FileError(_DAMAGED.format(repr(path.name)))
             image = reader.Execute()
     except RuntimeError as error:
         raise FileError(_why_not_read(path, str(error))) from error
     image = _as_3d(image)
     array = sitk.GetArrayFromImage(image)
-    _keep_gaps(path, image, array)
+    if _is_nifti(path) and not _is_whole(path, reader, array):
+        raise FileError(_DAMAGED.format(repr(path.name)))
     keys = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     own = {key.removeprefix(_METADATA): value for key, value in keys.items() if key.startswith(_METADATA)}
     fields = {"Modality", "Units", "Name", "DisplayRange"}
@@ -240,41 +249,54 @@ def _check_header(reader, path):
         )
 
 
-def _is_whole(path):
-    """Whether a NIfTI file holds all the voxels that its header tells of; True for other formats."""
-    if _ending(path.name) not in (".nii", ".nii.gz"):
-        return True
+def _is_nifti(path):
+    return _ending(path.name) in (".nii", ".nii.gz")
+
+
+def _could_be_whole(path, header):
+    """Whether a NIfTI file is long enough for the voxels that its header (an ITK reader) tells of."""
+    return path.stat().st_size * (MOST_DEFLATED if _is_packed(path) else 1) >= _length(header)
+
+
+def _is_whole(path, header, array=None):
+    """Whether a NIfTI file holds all the voxels that its header (an ITK reader) tells of; one pass, if any is needed.
+
+    ITK's reader takes what a file that was cut short lacks for zeros. It makes zeros of NaN and infinity as well, which
+    is water in CT: they are put back into `array`, where one is given that holds what it read.
+    """
+    packed = _is_packed(path)
+    scalar = array is not None and array.ndim == 3
+    kind = {"16": "f4", "64": "f8"}.get(header.GetMetaData("datatype")) if scalar else None
+    if kind is None and not packed:
+        return _could_be_whole(path, header)
+    values, done, size = array.reshape(-1) if kind else None, 0, 0
     try:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-        with gzip.open(path) if _ending(path.name) == ".nii.gz" else open(path, "rb") as file:
-            size = 0
-            while part := file.read(2**22):
-                size += len(part)
-    except (RuntimeError, EOFError, zlib.error, gzip.BadGzipFile):
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            start = file.read(int(float(header.GetMetaData("vox_offset"))))
+            size += len(start)
+            # The header begins with its own size, which only makes sense in the file's byte order.
+            order = "<" if int.from_bytes(start[:4], "little") in (348, 540) else ">"
+            while data := file.read(2**24):
+                size += len(data)
+                if kind:
+                    part = np.frombuffer(data, order + kind, len(data) // int(kind[1]))[: values.size - done]
+                    gaps = ~np.isfinite(part)
+                    values[done : done + len(part)][gaps] = part[gaps]
+                    done += len(part)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
         return False
-    count = np.prod([int(reader.GetMetaData(f"dim[{n + 1}]")) for n in range(int(reader.GetMetaData("dim[0]")))])
-    return size >= float(reader.GetMetaData("vox_offset")) + count * int(reader.GetMetaData("bitpix")) / 8
+    return size >= _length(header)
 
 
-def _keep_gaps(path, image, array):
-    """Put NaN and infinity back into a NIfTI image's array: its reader makes zeros of them, which is water in CT."""
-    ending = _ending(path.name)
-    kind = {"16": "f4", "64": "f8"}.get(image.GetMetaData("datatype")) if ending in (".nii", ".nii.gz") else None
-    if kind is None or image.GetNumberOfComponentsPerPixel() > 1:
-        return
-    values, done = array.reshape(-1), 0
-    with gzip.open(path) if ending == ".nii.gz" else open(path, "rb") as file:
-        # The header begins with its own size, which only makes sense in the file's byte order.
-        order = "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"
-        file.seek(int(float(image.GetMetaData("vox_offset"))))
-        dtype = np.dtype(order + kind)
-        while done < values.size and (data := file.read(2**22 * dtype.itemsize)):
-            part = np.frombuffer(data, dtype)[: values.size - done]
-            gaps = ~np.isfinite(part)
-            values[done : done + len(part)][gaps] = part[gaps]
-            done += len(part)
+def _length(header):
+    """Bytes of a NIfTI file, unpacked, by its header (an ITK reader)."""
+    dimensions = [int(header.GetMetaData(f"dim[{n + 1}]")) for n in range(int(header.GetMetaData("dim[0]")))]
+    return float(header.GetMetaData("vox_offset")) + math.prod(dimensions) * int(header.GetMetaData("bitpix")) / 8
+
+
+def _is_packed(path):
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _as_3d(image):

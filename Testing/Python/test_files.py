@@ -1,5 +1,6 @@
 """Files: what is written comes back, geometry and meaning included; what cannot be read is refused in plain words."""
 
+import gzip
 import struct
 import subprocess
 import sys
@@ -180,6 +181,48 @@ def test_files_cut_short_are_refused(tmp_path, ending):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(FileError, match="damaged or cut short"):
         read_volume(file)
+
+
+@pytest.mark.parametrize("ending", (".nii.gz", ".nii"))
+@pytest.mark.parametrize("missing", (1, 40))
+def test_a_nifti_that_lacks_its_last_bytes_is_refused(tmp_path, ending, missing):
+    """The reader would take them for zeros, or in a packed file not even look at the checksum."""
+    file = tmp_path / f"v{ending}"
+    write_volume(scan((20, 30, 40)), file)
+    file.write_bytes(file.read_bytes()[:-missing])
+    with pytest.raises(FileError, match="damaged or cut short"):
+        read_volume(file)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on memory")
+def test_a_header_of_more_voxels_than_there_can_be_takes_no_memory(tmp_path):
+    header = bytearray(348)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, 3, 2000, 2000, 2000, 1, 1, 1, 1)
+    struct.pack_into("<2h", header, 70, 16, 32)
+    struct.pack_into("<8f", header, 76, 1, 1, 1, 1, 1, 1, 1, 1)
+    struct.pack_into("<f", header, 108, 352)
+    header[344:348] = b"n+1\0"
+    for name, data in (("v.nii", bytes(header) + bytes(4000)), ("v.nii.gz", gzip.compress(header + bytes(4000)))):
+        (tmp_path / name).write_bytes(data)
+        code = f"""
+import resource
+from MedFusionLib import read_volume
+resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+try:
+    read_volume({str(tmp_path / name)!r})
+except Exception as error:
+    print(repr(error))
+"""
+        root = Path(__file__).resolve().parents[2]
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+        assert "damaged or cut short" in done.stdout, done
+
+
+def test_a_packed_nifti_that_is_not_packed_is_read(tmp_path):
+    write_volume(scan(), tmp_path / "v.nii")
+    (tmp_path / "v.nii").rename(tmp_path / "v.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / "v.nii.gz").array, scan().array)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
