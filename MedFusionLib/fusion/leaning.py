@@ -7,8 +7,8 @@ from numbers import Integral
 
 import numpy as np
 
-from ..errors import GeometryError, MethodError
-from ..normalize import to_unit
+from ..errors import GeometryError, MethodError, VolumeError
+from ..normalize import display_range, scale
 from ..volume import require_volume
 
 
@@ -19,8 +19,8 @@ def lean(fusion, sources, towards, amount):
     towards: index of a source. amount: 0 (the fusion as it is) .. 1 (that source alone).
 
     Returns a `Fusion` with the new values and weights. It is still a convex combination of the sources.
-    Raises MethodError for a fusion without weights or values out of range, GeometryError for other sources,
-    VolumeError for what is no Volume.
+    Raises MethodError for a fusion without weights or values out of range, GeometryError for sources on other grids,
+    VolumeError for what is no Volume, or another one than was fused (modality, units or display range differ).
     """
     if fusion.weights is None:
         raise MethodError("this fusion has no weight maps to lean: choose a method that has them, such as medfusion.")
@@ -32,13 +32,22 @@ def lean(fusion, sources, towards, amount):
         require_volume(source)
     if len(sources) != len(fusion.weights) or not all(source.same_grid(fusion.volume) for source in sources):
         raise GeometryError("these are not the volumes of this fusion: give its own sources, on its grid, in order.")
+    ranges = [display_range(source) for source in sources]
+    for n, (source, (black, white)) in enumerate(zip(sources, ranges, strict=True), 1):
+        # As `fuse` records it; what holds no such record cannot be checked.
+        was = fusion.volume.attributes.get(f"MedFusion.Source{n}")
+        now = f"{source.modality} {source.units} {black:.6g}..{white:.6g}"
+        if was not in (None, now):
+            raise VolumeError(
+                f"{source.title} ({now}) is not source {n} of this fusion ({was}): give its own sources, in order."
+            )
     fused = np.zeros_like(fusion.volume.array)
     leaned = []
     for n, (share, source) in enumerate(zip(fusion.weights, sources, strict=True)):
         array = share.array * np.float32(1 - amount)
         if n == towards:
             array += np.float32(amount)
-        fused += array * to_unit(source)
+        fused += array * scale(source.array, *ranges[n])
         leaned.append(share.with_array(array))
     attributes = {**fusion.volume.attributes, "MedFusion.Lean": f"{amount:g} towards source {towards + 1}"}
     volume = fusion.volume.with_array(np.clip(fused, 0, 1, out=fused), attributes=attributes)

@@ -179,3 +179,14 @@ def test_leaning_refuses_what_makes_no_sense(head, fused):
         lean(fusion, head[:2], 0, 0.5)
     with pytest.raises(MethodError, match="weight maps"):
         lean(driver.Fusion(fusion.volume, None), head, 0, 0.5)
+
+
+def test_leaning_refuses_sources_in_another_order(head, fused):
+    fusion = fused["volume"]
+    ct, mr, pt = head
+    with pytest.raises(VolumeError, match="is not source 1 of this fusion"):
+        lean(fusion, [mr, ct, pt], 0, 0.5)
+    with pytest.raises(VolumeError, match="is not source 2 of this fusion"):
+        lean(fusion, [ct, mr.with_array(mr.array, display_range=(0, 10)), pt], 0, 0.5)
+    again = lean(lean(fusion, head, 1, 0.5), head, 0, 0.5)
+    assert again.volume.attributes["MedFusion.Source1"] == fusion.volume.attributes["MedFusion.Source1"]
