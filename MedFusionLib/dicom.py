@@ -51,7 +51,7 @@ def read_series(path, series=None):
         raise FileError(
             f"{path.resolve().name!r} holds no DICOM images: choose the folder of a CT, MR, PT or NM series."
         )
-    headers = _choose(groups, series)
+    headers = _choose(groups, series, path.resolve().name)
     first = headers[0]
     if int(first.get("SamplesPerPixel", 1)) != 1:
         raise VolumeError(f"the series {_label(first)} is in colour: choose the scan itself, not a capture of it.")
@@ -160,11 +160,14 @@ def _scan(path):
     return {uid: list(headers.values()) for uid, headers in groups.items()}
 
 
-def _choose(groups, series):
+def _choose(groups, series, folder):
     if series is None:
         if len(groups) == 1:
             return next(iter(groups.values()))
-        raise FileError(f"the folder holds {len(groups)} DICOM series: say which (series=).{_listing(groups)}")
+        raise FileError(
+            f"{folder!r} holds {len(groups)} DICOM series: say which (--series, in Python series=), or put each into a"
+            f" folder of its own.{_listing(groups)}"
+        )
     wanted = str(series).strip().lower()
     found = []
     for uid, headers in groups.items():
@@ -174,7 +177,7 @@ def _choose(groups, series):
             found.append(headers)
     if len(found) != 1:
         count = "no" if not found else str(len(found))
-        raise FileError(f"{count} DICOM series of the folder is called {series!r}: choose one.{_listing(groups)}")
+        raise FileError(f"{count} DICOM series of {folder!r} is called {series!r}: choose one.{_listing(groups)}")
     return found[0]
 
 

@@ -141,13 +141,13 @@ def test_of_several_series_one_is_chosen_by_number_description_or_uid(tmp_path):
     stored = write_series(tmp_path / "all", start=100, number=5, description="PET AC", modality="PT")
     with pytest.raises(FileError) as caught:
         read_volume(tmp_path / "all")
-    assert "2 DICOM series" in str(caught.value)
+    assert "'all' holds 2 DICOM series: say which (--series" in str(caught.value)
     assert "2: CT “Head”, 6 files" in str(caught.value) and "5: PT “PET AC”, 6 files" in str(caught.value)
     assert "DOE" not in str(caught.value) and "4711" not in str(caught.value)
     for series in ("5", 5, "pet ac", "1.2.826.0.1.3680043.8.498.5"):
         assert read_volume(tmp_path / "all", series=series).modality == "PT"
     np.testing.assert_array_equal(read_volume(tmp_path / "all", series="Head").array, stored - 1024)
-    with pytest.raises(FileError, match="no DICOM series of the folder is called '9'"):
+    with pytest.raises(FileError, match="no DICOM series of 'all' is called '9'"):
         read_volume(tmp_path / "all", series="9")
 
 
