@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import math
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from pathlib import Path
@@ -131,6 +133,23 @@ def require_place(path):
         raise FileError(f"the folder of {path.name!r} may not be written to: choose another one.")
     if path.is_dir():
         raise FileError(f"{path.name!r} is a folder: name a file in it.")
+
+
+def require_space(path, size):
+    """Raise FileError unless `size` bytes can be written beside `path`, by the disk's space and the user's quota."""
+    path = Path(path)
+    try:
+        if shutil.disk_usage(path.parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return  # a file system that cannot reserve space
+        raise FileError(
+            f"{path.name!r} cannot be written ({error.strerror}): free some space or choose another place."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,9 @@ from ..volume import LPS, Volume, require_volume
 
 AIR = -1000.0
 """HU: what lies outside a CT."""
+
+HEADER = 2**16
+"""Bytes of a transform file beyond its displacements, at most."""
 
 SLAB = 2**22
 """Voxels that are resampled at once through a displacement: ITK wants vectors in double precision."""
@@ -164,11 +166,12 @@ class Registration:
         """
         import SimpleITK as sitk
 
+        from ..files import require_space
+
         path = Path(path)
         require_transform(path, self.model)
-        # HDF5 fails on a full disk too, but not before it has written pages to standard error.
-        if self.displacement is not None and shutil.disk_usage(path.parent).free < 8 * self.displacement.array.size:
-            raise FileError(f"the transform {path.name!r} cannot be written: the disk is full. Free some space.")
+        # HDF5 that runs out of space writes pages to standard error, and may end the process.
+        require_space(path, HEADER + (0 if self.displacement is None else 8 * self.displacement.array.size))
         try:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medfusion-") as folder:
                 partial = os.path.join(folder, path.name)
