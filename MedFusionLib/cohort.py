@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .errors import Cancelled, FileError, MedFusionError
@@ -76,11 +76,22 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
         mark = _fingerprint(subject, settings)
         if not again and (kept := _finished(folder, mark)) is not None:
             return row | {"state": "kept", "message": "; ".join(kept["messages"])} | kept["scores"]
+        if (count := len(subject.sources)) not in (2, 3):
+            raise FileError(
+                f"this subject has {count} scan{'s' * (count != 1)}: give two or three. What else lies in its"
+                " folder must go elsewhere, or a CSV file can name the scans."
+            )
         volumes = [read_volume(path, modality) for path, modality in subject.sources]
         order = {modality: place for place, modality in enumerate(MODALITIES)}
         reference = min(range(len(volumes)), key=lambda n: order[volumes[n].modality], default=0)
         request = Request(tuple(volumes), reference, **settings)
         result = run(request, progress, cancelled)
+        unknown = [
+            f"{volume.title} does not say what it is: a CSV file can, by the name of its column."
+            for volume, (_, modality) in zip(volumes, subject.sources, strict=True)
+            if volume.modality == "OT" and modality is None
+        ]
+        result = replace(result, messages=(*result.messages, *unknown))
         write_result(result, request, folder, lambda place: (place / "request.sha256").write_text(mark + "\n"))
         row |= {"state": "done", "message": "; ".join(result.messages)}
         return row | {"seconds": round(time.perf_counter() - began, 1)} | result.scores

@@ -319,6 +319,18 @@ def test_batch_goes_on_after_a_failure_and_resumes(call, cohort):
     assert [row["state"] for row in summary(cohort).values()] == ["done"] * 3
 
 
+def test_batch_says_what_a_subject_lacks(call, cohort):
+    (cohort / "in" / "ben" / "t1.nrrd").unlink()
+    (cohort / "in" / "cleo" / "ct.nrrd").rename(cohort / "in" / "cleo" / "scan.nrrd")
+    arguments = (cohort / "in", "--registration", "none", "--method", "average", "-o", cohort / "out")
+    for state in ("done", "kept"):  # the second time from the report
+        assert call("batch", *arguments)[0] == 1
+        assert "this subject has 1 scan: give two or three" in summary(cohort)["ben"]["message"]
+        assert summary(cohort)["cleo"]["state"] == state
+        assert "does not say what it is" in summary(cohort)["cleo"]["message"]
+        assert summary(cohort)["anna"]["message"] == ""
+
+
 def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
     (cohort / "in" / "list.csv").write_text(
         "subject,MR,CT\none,anna/t1.nrrd,anna/ct.nrrd\ntwo,cleo/t1.nrrd,cleo/ct.nrrd\n"
