@@ -371,7 +371,9 @@ def _why_not_written(path, partial):
     free = os.statvfs(partial.parent) if hasattr(os, "statvfs") else None
     full = free is not None and free.f_bavail * free.f_frsize < 2**20
     return f"{path.name!r} cannot be written: " + (
-        "the disk is full. Free some space." if full else "check the disk's space and the folder's permissions."
+        "the disk is full. Free some space."
+        if full
+        else "check the disk's space, your quota and the folder's permissions."
     )
 
 
