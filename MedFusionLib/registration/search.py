@@ -24,6 +24,14 @@ FARTHEST = 2.0
 TOLERANCES = (0.03, 0.05, 0.3)
 """mm."""
 
+VOXELS_PER_POINT = 20
+"""A last stage takes a point for so many voxels of the smaller finest grid: full-size scans allow more than noise and
+the grid of a small one do."""
+
+MOST_POINTS = 240_000
+LAST_TOLERANCE = 0.004
+"""mm: of that stage."""
+
 
 def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask, similarity, levels, report):
     """`register` after its checks. report(fraction, message) and report.check() raise Cancelled."""
@@ -36,11 +44,14 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     start = _start(fixed_image, moving_image, initial, seed, report.check)
     report(0.4, "Registering")
     stages = [Stage(n, POINTS[min(n, 2)], TOLERANCES[min(n, 2)], 40) for n in range(len(levels) - 1, -1, -1)]
-    matrix = _linear(fixed_image, moving_image, "rigid", start, stages, seed, report.check)
-    if model != "rigid":
+    finest = stages[-1:] + _last(fixed_image, moving_image)
+    if model == "rigid":
+        matrix = _linear(fixed_image, moving_image, "rigid", start, stages[:-1] + finest, seed, report.check)
+    else:
+        matrix = _linear(fixed_image, moving_image, "rigid", start, stages, seed, report.check)
         report(0.5, "Scaling and shearing")
-        matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:], seed, report.check)
-    matrix = _both_ways(fixed_image, moving_image, model, matrix, stages[-1], seed, report.check)
+        matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:-1] + finest, seed, report.check)
+    matrix = _both_ways(fixed_image, moving_image, model, matrix, finest, seed, report.check)
     displacement = None
     if model == "deformable":
         from .deformable import deform
@@ -51,6 +62,13 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     return Registration(model, np.linalg.inv(matrix), displacement, Grid.of(fixed), quality)
 
 
+def _last(fixed, moving):
+    """The stage that full-size scans get beyond the pyramid's, as a list of one or none."""
+    voxels = min(image.levels[0].values.numel() for image in (fixed, moving))
+    count = min(MOST_POINTS, voxels // VOXELS_PER_POINT)
+    return [Stage(0, count, LAST_TOLERANCE, 40)] if count > 1.5 * POINTS[0] else []
+
+
 def _linear(fixed, moving, model, matrix, stages, seed, check):
     """`matrix`, fixed -> moving, refined."""
     one, other, matrix = _small_first(fixed, moving, matrix)
@@ -58,13 +76,13 @@ def _linear(fixed, moving, model, matrix, stages, seed, check):
     return matrix if one is fixed else np.linalg.inv(matrix)
 
 
-def _both_ways(fixed, moving, model, matrix, stage, seed, check):
+def _both_ways(fixed, moving, model, matrix, stages, seed, check):
     """Halfway between `matrix` and what points of the other scan find: the errors of interpolation differ."""
     one, other, matrix_one = _small_first(fixed, moving, matrix)
     if min(one.extent, other.extent) < LEAST_ALIKE * max(one.extent, other.extent):
         return matrix
     model = "rigid" if model == "rigid" else "affine"
-    back, _ = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, [stage], seed, check)
+    back, _ = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, stages, seed, check)
     around = matrix_one @ back
     gap = around - np.eye(4)
     at_center = np.linalg.norm(gap @ np.append(other.center_of_mass, 1))
