@@ -10,7 +10,7 @@ import torch
 
 from ..errors import VolumeError
 
-SLAB = 2**22
+SLAB = 2**20
 """Voxels converted to float32 at once, so that a full-size scan never exists as a float32 copy."""
 
 FEWEST = 40
@@ -59,7 +59,7 @@ class Image:
         self.device = device
         finest, affine = _pooled(volume.array, volume.affine, spacings[0], device)
         self.low, self.high = _range(finest)
-        finest = ((finest - self.low) / (self.high - self.low)).clamp_(0, 1)
+        finest.sub_(self.low).div_(self.high - self.low).clamp_(0, 1)
         self.levels = [Level(finest, affine)]
         for spacing in spacings[1:]:
             self.levels.append(pooled(self.levels[-1], spacing))
@@ -219,12 +219,13 @@ def _coarser(affine, factors):
 def _pooled(array, affine, spacing, device):
     """Averaged to voxels of about `spacing` mm, slab by slab: (float32 tensor (K, J, I), affine)."""
     fi, fj, fk = _factors(affine, spacing, array.shape)
-    slices = max(1, SLAB // (array.shape[1] * array.shape[2] * fk)) * fk
-    parts = []
-    for start in range(0, array.shape[0] // fk * fk, slices):
-        slab = np.ascontiguousarray(array[start : min(start + slices, array.shape[0] // fk * fk)], dtype=np.float32)
-        parts.append(_average(torch.from_numpy(slab).to(device), (fk, fj, fi)))
-    return torch.cat(parts), _coarser(affine, (fi, fj, fk))
+    values = torch.empty([n // f for n, f in zip(array.shape, (fk, fj, fi), strict=True)], device=device)
+    slices = max(1, SLAB // (array.shape[1] * array.shape[2] * fk))
+    for start in range(0, len(values), slices):
+        part = values[start : start + slices]
+        slab = np.ascontiguousarray(array[start * fk : (start + len(part)) * fk], dtype=np.float32)
+        part.copy_(_average(torch.from_numpy(slab).to(device), (fk, fj, fi)))
+    return values, _coarser(affine, (fi, fj, fk))
 
 
 def pooled(level, spacing):

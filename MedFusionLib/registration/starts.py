@@ -9,7 +9,7 @@ from .linear import Target, climb, rotation
 
 POINTS = 700
 BINS = 16
-CHUNK = 2**18
+CHUNK = 2**16
 """Sampled points held at once."""
 
 STEP = 14.0
