@@ -1,12 +1,14 @@
 """The harness against cases recorded in genuine Slicer: what PythonQt and the parameter node wrapper do."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("slicer_core", reason="slicer-core is not installed")
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import Harness
@@ -24,11 +26,11 @@ def _cases(name):
 
 def _run(case, preamble):
     Harness.start()
+    Harness.new_scene()  # other tests have scenes of their own
     import ctk
     import qt
     import slicer
 
-    slicer.mrmlScene.Clear(0)
     scope = {"qt": qt, "ctk": ctk, "slicer": slicer}
     exec(preamble, scope)
     exec(case["setup"], scope)
