@@ -36,9 +36,10 @@ NOTES = {
         "flatters these a little.",
     ),
     "siamese": (
-        "The public implementation, on CT-MRI pairs of other subjects: Qabf .589, Nabf .016, SCD 1.293, head-SSIM .524,\n"
-        "bone_solid .854, soft_corr .664, soft_edges .736, where `maximum` has .585, .002, 1.433, .560, 1.000, .777,\n"
-        ".718; Qabf .75 on PET-MRI. Trained on blurred patches alone, as in the paper, this one kept less of the skull.\n"
+        "The public implementation, on CT-MRI pairs of other subjects: Qabf .589, Nabf .016, SCD 1.293, head-SSIM\n"
+        ".524, bone_solid .854, soft_corr .664, soft_edges .736, where `maximum` has .585, .002, 1.433, .560, 1.000,\n"
+        ".777, .718; Qabf .75 on PET-MRI. Trained on blurred patches alone, as in the paper, this one kept less of\n"
+        "the skull.\n"
         "Kept as the paper's method to compare with: prefer `medfusion`."
     ),
     "sesf": (
