@@ -6,6 +6,7 @@ from rich.console import Console
 
 from .contact_sheet import interesting_points, write_contact_sheet
 from .errors import MedFusionError
+from .files import require_space
 from .normalize import display_range
 from .outputs import label, write_result
 from .phantom import Phantom
@@ -121,6 +122,9 @@ def _write_scene(console, folder, request, result):
             logics.insert(0, view)
         nodes = [mrml.add_volume(volume) for volume in request.sources]
         mrml.show(mrml.add_result(result, nodes, request))
+        # Slicer's writers say it in pages of their own, and HDF5 may end the process.
+        written = (*request.sources, *result.sources, result.fusion.volume, *filter(None, (result.rgb,)))
+        require_space(folder / SCENE, sum(volume.array.nbytes for volume in written))
         if not scene.WriteToMRB(str((folder / SCENE).resolve())):
             raise MedFusionError(f"{SCENE} cannot be written: check the disk's space.")
     finally:

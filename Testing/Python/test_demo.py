@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +99,28 @@ def test_it_takes_the_user_s_own_files(head, tmp_path, capsys, monkeypatch):
     assert {"fused.nrrd", "color.nrrd", "PT-to-CT.h5", "contact-sheet.png", "scene.mrb"} <= {
         file.name for file in (tmp_path / "out").iterdir()
     }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_scene_that_does_not_fit_on_the_disk_is_not_begun(tmp_path):
+    """A real limit: no file may grow past 3 MB, which all others stay below."""
+    pytest.importorskip("slicer_core", reason="slicer-core is not installed")
+    code = f"""
+import resource
+from pathlib import Path
+from MedFusionLib import phantom
+from MedFusionLib.cli import _bar
+from MedFusionLib.demo import run_demo
+from MedFusionLib.errors import FileError
+head = phantom.make(seed=0, spacing=3)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+try:
+    run_demo((head.ct, head.mr), Path({str(tmp_path / "out")!r}), "average", "cpu", 0, _bar)
+except FileError as error:
+    print(error)
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert "'scene.mrb' cannot be written" in done.stdout, done
+    assert "HDF5" not in done.stderr
+    assert not list(tmp_path.iterdir())
