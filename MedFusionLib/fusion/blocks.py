@@ -20,6 +20,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .slabs import device_of, each_volume, rows
+from .weighing import weighted
+
 KNEE = 0.3
 """Brightness (0..1 of the display range) above which a pixel counts as content of its own."""
 
@@ -36,14 +39,22 @@ class BlockFuser:
         self.network, self.brightness = network, brightness
 
     def __call__(self, sources, modalities):
-        if sources.ndim == 4:
-            # One slice at a time bounds the memory of the blocks.
-            shares = torch.cat([self.weight_map(one) for one in sources.split(1)])
-        else:
-            shares = torch.stack([self.weight_map(one) for one in sources.unbind(2)], 2)
-        fused = (shares * sources).sum(1)
-        # Rounding alone can leave the range.
-        return torch.minimum(torch.maximum(fused, sources.amin(1)), sources.amax(1)), shares
+        if sources.ndim == 5:
+            return each_volume(self.fuse_volume, sources, modalities)
+        fused, shares = torch.empty_like(sources[:, 0]), torch.empty_like(sources)
+        # One slice at a time bounds the memory of the blocks.
+        for n, one in enumerate(sources.split(1)):
+            shares[n] = self.weight_map(one)[0]
+            fused[n] = weighted(one, shares[n : n + 1])[0]
+        return fused, shares
+
+    def fuse_volume(self, read, shape, modalities, store, step):
+        """A `Fuser`'s, see `registry`."""
+        device = device_of(self.network)
+        for k in range(shape[0]):
+            step(k, shape[0])
+            fused, shares = self(torch.from_numpy(read(rows(k, k + 1))).transpose(0, 1).to(device), modalities)
+            store(rows(k, k + 1), fused.cpu().numpy(), shares.transpose(0, 1).cpu().numpy())
 
     def weight_map(self, sources):
         """(B, S, H, W) of sources (B, S, H, W), sums to 1 over S."""

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 
 from . import weights
 from .networks.siamese_net import PATCH, SiameseNet, spread
+from .slabs import device_of, each_volume, rows, slabs
 
 MATCH = 0.6
 """Above this similarity of two bands they are averaged, below the stronger is taken."""
@@ -32,6 +33,9 @@ MATCH = 0.6
 
 LEVELS = 5
 """Of the pyramids, at the most: measured best on training subjects."""
+
+ROWS = 8
+"""Slices of a volume that the finest level holds at a time, an even number."""
 
 
 class Siamese:
@@ -43,12 +47,53 @@ class Siamese:
         self.network = network
 
     def __call__(self, sources, modalities):
-        if sources.ndim == 4:
-            shares = torch.cat([self.weight_map(one) for one in sources.split(1)])
-        else:
-            shares = torch.stack([self.weight_map(one) for one in sources.unbind(2)], 2)
-        fused = pyramid_rule(sources, shares)
-        return torch.minimum(torch.maximum(fused, sources.amin(1)), sources.amax(1)), None
+        if sources.ndim == 5:
+            return each_volume(self.fuse_volume, sources, modalities)
+        return torch.cat([within(pyramid_rule(one, self.weight_map(one)), one) for one in sources.split(1)]), None
+
+    def fuse_volume(self, read, shape, modalities, store, step):
+        """A `Fuser`'s, see `registry`.
+
+        What the coarser levels need of sources and weights is an eighth of the voxels; of the finest level only the
+        fused band is held, all else is made a few slices at a time.
+        """
+        device, depth = device_of(self.network), shape[0]
+        parts = slabs(depth, ROWS)
+
+        def around(start, stop):
+            """The slices that the finest level needs to reduce some, and the first one's number."""
+            first = max(0, start - 2)
+            return torch.from_numpy(read(rows(first, min(depth, stop + 2))))[None].to(device), first
+
+        size = (1, len(modalities), *(-(-n // 2) for n in shape))
+        small, small_shares = torch.empty(size, device=device), torch.empty(size, device=device)
+
+        def reduce(images, start, stop, first, target):
+            half = slice(start // 2, -(-stop // 2))
+            target[:, :, half] = _reduce(images)[:, :, half.start - first // 2 : half.stop - first // 2]
+
+        for start, stop in parts:
+            sources, first = around(start, stop)
+            reduce(sources, start, stop, first, small)
+        finest = torch.empty((1, *shape), device=device)
+        maps = {}
+        for done, (start, stop) in enumerate(parts):
+            step(done, len(parts))
+            sources, first = around(start, stop)
+            last = first + sources.shape[2]
+            for k in range(first, last):
+                if k not in maps:
+                    maps[k] = self.weight_map(sources[:, :, k - first])
+            shares = torch.stack([maps[k] for k in range(first, last)], 2)
+            maps = {k: maps[k] for k in range(max(0, stop - 2), last)}
+            reduce(shares, start, stop, first, small_shares)
+            detail = sources - _expand(small[:, :, first // 2 : -(-last // 2) + 1], sources.shape[2:])
+            finest[:, start:stop] = fuse_band(detail, shares)[:, start - first : stop - first]
+        coarse = pyramid_rule(small, small_shares, levels_of(shape) - 1)[:, None]
+        for start, stop in parts:
+            fused = _expand(coarse[:, :, start // 2 : -(-stop // 2) + 1], (stop - start, *shape[1:]))[:, 0]
+            sources = torch.from_numpy(read(rows(start, stop)))[None].to(device)
+            store(rows(start, stop), within(fused + finest[:, start:stop], sources)[0].cpu().numpy(), None)
 
     def weight_map(self, sources):
         """(B, S, H, W) of sources (B, S, H, W), sums to 1 over S."""
@@ -72,33 +117,45 @@ def bilateral(maps, radius=2, reach=2.0, step=0.25):
     return total / weight
 
 
-def pyramid_rule(sources, shares, match=MATCH):
-    """Fuse (B, S, *spatial) into (B, *spatial) by Laplacian bands, steered by shares of the same shape."""
-    levels = min(LEVELS, max(1, int(math.log2(min(sources.shape[-2:]))) - 1))
+def within(fused, sources):
+    """Fused (B, *spatial), clipped to the range of sources (B, S, *spatial) at each voxel."""
+    return torch.minimum(torch.maximum(fused, sources.amin(1)), sources.amax(1))
+
+
+def levels_of(shape):
+    """How often images of a shape (*spatial) are halved."""
+    return min(LEVELS, max(1, int(math.log2(min(shape[-2:]))) - 1))
+
+
+def pyramid_rule(sources, shares, levels=None):
+    """Fuse (B, S, *spatial) into (B, *spatial) by Laplacian bands, steered by shares of the same shape.
+
+    levels: halvings, by default `levels_of` the images.
+    """
     bands = []
-    for level in range(levels + 1):
-        if level == levels:
-            detail = sources
-        else:
-            smaller, smaller_shares = _reduce(sources), _reduce(shares)
-            detail = sources - _expand(smaller, sources.shape[2:])
-        energy = _sum3(detail * detail)
-        agreement = torch.stack(
-            [
-                2 * _sum3(detail[:, a : a + 1] * detail[:, b : b + 1])[:, 0] / (energy[:, a] + energy[:, b] + 1e-12)
-                for a in range(sources.shape[1])
-                for b in range(a + 1, sources.shape[1])
-            ]
-        ).amin(0)
-        chosen = detail.gather(1, energy.argmax(1, keepdim=True)).squeeze(1)
-        bands.append(torch.where(agreement >= match, (shares * detail).sum(1), chosen))
-        if level < levels:
-            sources, shares = smaller, smaller_shares
-    fused = bands.pop()
+    for _ in range(levels_of(sources.shape) if levels is None else levels):
+        smaller = _reduce(sources)
+        bands.append(fuse_band(sources - _expand(smaller, sources.shape[2:]), shares))
+        sources, shares = smaller, _reduce(shares)
+    fused = fuse_band(sources, shares)
     while bands:
         detail = bands.pop()
         fused = _expand(fused[:, None], detail.shape[1:])[:, 0] + detail
     return fused
+
+
+def fuse_band(detail, shares):
+    """One level (B, S, *spatial) of the pyramids by the rule of energy and match: (B, *spatial)."""
+    energy = _sum3(detail * detail)
+    agreement = torch.stack(
+        [
+            2 * _sum3(detail[:, a : a + 1] * detail[:, b : b + 1])[:, 0] / (energy[:, a] + energy[:, b] + 1e-12)
+            for a in range(detail.shape[1])
+            for b in range(a + 1, detail.shape[1])
+        ]
+    ).amin(0)
+    chosen = detail.gather(1, energy.argmax(1, keepdim=True)).squeeze(1)
+    return torch.where(agreement >= MATCH, (shares * detail).sum(1), chosen)
 
 
 def _reduce(images):

@@ -24,9 +24,12 @@ class WeighingFuser:
 
     def __call__(self, sources, modalities):
         kinds = torch.tensor([kinds_of(modalities)], device=sources.device)
+        fused, shares = torch.empty_like(sources[:, 0]), torch.empty_like(sources)
         # One slice at a time bounds the memory of the activations.
-        shares = torch.cat([self.network(one, kinds) for one in sources.split(1)])
-        return weighted(sources, shares), shares
+        for n, one in enumerate(sources.split(1)):
+            shares[n] = self.network(one, kinds)[0]
+            fused[n] = weighted(one, shares[n : n + 1])[0]
+        return fused, shares
 
 
 def build(network):

@@ -13,7 +13,7 @@ from MedFusionLib.fusion import driver, registry, weights
 from MedFusionLib.volume import Volume
 
 BASELINES = ("average", "maximum", "weighted", "pca", "laplacian", "wavelet", "guided")
-TILED = ("average", "maximum", "weighted", "pca", "wavelet_cnn")
+TILED = ("average", "maximum", "weighted", "pca")
 
 TURN = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
 GRIDS = {

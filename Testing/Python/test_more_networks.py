@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MedFusionLib.fusion import registry
+from MedFusionLib import Volume
+from MedFusionLib.fusion import driver, fuse, registry
+from MedFusionLib.fusion.wavelet_cnn import blend_planes, split
 
 torch = pytest.importorskip("torch")
 ATLAS = Path(__file__).parents[3] / "shared" / "data" / "harvard"
@@ -35,8 +37,6 @@ def test_every_voxel_lies_between_its_sources(fuser, count, shape):
 
 @torch.inference_mode()
 def test_planes_add_up_to_the_source():
-    from MedFusionLib.fusion.wavelet_cnn import split
-
     sources = scene(shape=(12, 20, 24))
     torch.testing.assert_close(split(sources).sum(2), sources)
 
@@ -61,6 +61,37 @@ def test_halo_suffices_for_tiles(fuser):
     low, high = 60 - fuser.halo, 70 + fuser.halo
     tile = fuser(sources[:, :, low:high], ("CT", "MR"))[0]
     torch.testing.assert_close(tile[:, fuser.halo : fuser.halo + 10], whole[:, 60:70], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("depth", [2, 7, 31])
+def test_a_volume_is_split_as_a_whole(fuser, depth):
+    """Slice after slice it gets the planes that all slices together have."""
+    sources = scene(2, (depth, 24, 20))
+    planes = split(sources)
+    expected = [blend_planes(fuser.network, sources[:, :, k], planes[:, :, :, k])[0] for k in range(depth)]
+    torch.testing.assert_close(fuser(sources, ("CT", "MR"))[0], torch.stack(expected, 1), atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_the_driver_leaves_no_seam_between_tiles_with_their_halo(fuser, monkeypatch):
+    class Tiled:
+        """The method without its own way through volumes."""
+
+        halo, fused = fuser.halo, 0
+
+        def __call__(self, sources, modalities):
+            Tiled.fused += 1
+            return fuser(sources, modalities)
+
+    pair = [
+        Volume(one.numpy(), np.eye(4), name) for one, name in zip(scene(2, (100, 20, 24))[0], ("CT", "MR"), strict=True)
+    ]
+    whole = fuse(pair, "wavelet_cnn", device="cpu").volume.array
+    monkeypatch.setattr(registry, "load", lambda name, device: Tiled())
+    monkeypatch.setattr(driver, "BATCH_VOXELS", 90 * 20 * 24 // 4)
+    np.testing.assert_allclose(fuse(pair, "wavelet_cnn", device="cpu").volume.array, whole, atol=2e-6)
+    assert Tiled.fused > 1
 
 
 @pytest.mark.data

@@ -115,6 +115,16 @@ def test_equal_sources_pass_the_pyramids_unchanged(shape):
     assert torch.allclose(siamese.pyramid_rule(sources, torch.full_like(sources, 0.5)), image[:, 0], atol=1e-5)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [(2, 33, 40), (17, 32, 19), (24, 30, 32)])
+def test_siamese_volumes_go_by_the_pyramids_of_the_whole(shape):
+    fuser = registry.load("siamese", CPU)
+    sources = torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(7))
+    shares = torch.stack([fuser.weight_map(sources[:, :, k]) for k in range(shape[0])], 2)
+    expected = siamese.within(siamese.pyramid_rule(sources, shares), sources)
+    torch.testing.assert_close(fuser(sources, ("CT", "MR", "PT"))[0], expected, atol=1e-6, rtol=0)
+
+
 def test_unlike_bands_take_the_stronger_one():
     strong = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(5))
     sources = torch.cat([strong, torch.zeros_like(strong)], 1)

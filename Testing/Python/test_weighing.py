@@ -162,10 +162,11 @@ def test_concatenation_puts_each_kind_at_its_place():
     from MedFusionLib.fusion.networks.feature_net import Concatenation
 
     found, kinds = features(1, 0, 1)
-    side_by_side = Concatenation(12)(found, kinds).unflatten(1, (4, 12))[0]
-    torch.testing.assert_close(side_by_side[0], found[0, 1])
-    torch.testing.assert_close(side_by_side[1], torch.maximum(found[0, 0], found[0, 2]))
-    assert side_by_side[2:].abs().max() == 0
+    side_by_side, channels = Concatenation(12)(found, kinds)
+    assert channels.tolist() == list(range(24)), "the two kinds that there are"
+    torch.testing.assert_close(side_by_side[0, :12], found[0, 1])
+    torch.testing.assert_close(side_by_side[0, 12:], torch.maximum(found[0, 0], found[0, 2]))
+    assert Concatenation(12)(*features(3, 1))[1].tolist() == [*range(12, 24), *range(36, 48)]
 
 
 @torch.inference_mode()
@@ -176,10 +177,10 @@ def test_attention_follows_its_scores():
     attention = Attention(12)
     attention.score.weight.zero_()
     attention.score.bias.zero_()
-    torch.testing.assert_close(attention(found, kinds), found.mean(1))
+    torch.testing.assert_close(attention(found, kinds)[0], found.mean(1))
     for n in range(12):
         attention.score.weight[n, n, 1, 1] = 1e4
-    torch.testing.assert_close(attention(found, kinds), found.amax(1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(attention(found, kinds)[0], found.amax(1), atol=1e-3, rtol=0)
 
 
 def test_a_branch_sees_its_own_kind_alone():

@@ -46,12 +46,17 @@ class Concatenation(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.outputs = width * (OTHER + 1)
+        self.width, self.outputs = width, width * (OTHER + 1)
 
     def forward(self, features, kinds):
-        """(B, outputs, H, W) of features (B, S, width, H, W), which are 0 or more, and kinds (B, S)."""
-        places = F.one_hot(kinds, OTHER + 1).to(features.dtype)[..., None, None, None]
-        return (features[:, :, None] * places).amax(1).flatten(1, 2)
+        """((B, n, H, W), their channels) of features (B, S, width, H, W), which are 0 or more, and kinds (B, S).
+
+        Of all `outputs` channels those of kinds that there are: the others are zero.
+        """
+        there = kinds.unique()
+        places = ((kinds == kind).to(features.dtype)[..., None, None, None] for kind in there)
+        channels = self.width * there[:, None] + torch.arange(self.width, device=there.device)
+        return torch.cat([(features * place).amax(1) for place in places], 1), channels.flatten()
 
 
 class Attention(nn.Module):
@@ -63,10 +68,13 @@ class Attention(nn.Module):
         self.score = nn.Conv2d(2 * width, width, 3, padding=1)
 
     def forward(self, features, kinds):
-        """(B, outputs, H, W) of features (B, S, width, H, W); what a source scores depends on it and on the mean."""
+        """((B, outputs, H, W), their channels) of features (B, S, width, H, W).
+
+        What a source scores depends on it and on the mean.
+        """
         mean = features.mean(1, keepdim=True).expand_as(features)
         scores = self.score(torch.cat([features, mean], 2).flatten(0, 1)).view_as(features)
-        return (scores.softmax(1) * features).sum(1)
+        return (scores.softmax(1) * features).sum(1), torch.arange(self.outputs, device=features.device)
 
 
 class FeatureNet(nn.Module):
@@ -90,19 +98,24 @@ class FeatureNet(nn.Module):
         ones; neither the number of the sources nor their order matters.
         """
         height, width = sources.shape[2:]
-        images = pad(sources, STEP)
-        features = self.extract(images, kinds)
+        features = self.extract(pad(sources, STEP), kinds)
+        fused = self.fuse(features, kinds)
+        # One source at a time: side by side they would be most of the network's memory.
+        logits = [self.output(torch.cat([own, fused], 1)) for own in features[0].unbind(1)]
+        return torch.cat(logits, 1).softmax(1)[..., :height, :width]
+
+    def fuse(self, features, kinds):
+        """(B, width, H, W) of what `extract` found, from the coarsest scale to the finest."""
         fused = None
-        for features_here, fusion, merge in zip(
-            reversed(features), reversed(self.fusions), reversed(self.merge), strict=True
-        ):
-            parts = [fusion(features_here, kinds)]
+        for here, fusion, merge in zip(reversed(features), reversed(self.fusions), reversed(self.merge), strict=True):
+            inputs, channels = fusion(here, kinds)
             if fused is not None:
-                parts.append(F.interpolate(fused, scale_factor=2, mode="bilinear", align_corners=False))
-            fused = merge(torch.cat(parts, 1))
-        beside = torch.cat([features[0], fused[:, None].expand_as(features[0])], 2)
-        logits = self.output(beside.flatten(0, 1)).view_as(images)
-        return logits.softmax(1)[..., :height, :width]
+                larger = F.interpolate(fused, scale_factor=2, mode="bilinear", align_corners=False)
+                inputs = torch.cat([inputs, larger], 1)
+                channels = torch.cat([channels, fusion.outputs + torch.arange(fused.shape[1], device=channels.device)])
+            conv = merge.conv
+            fused = merge.adn(F.conv2d(inputs, conv.weight[:, channels], conv.bias, conv.stride, conv.padding))
+        return fused
 
     def extract(self, images, kinds):
         """[(B, S, width, H / 2^n, W / 2^n)]: each source's features, by the branch of its kind."""
