@@ -538,11 +538,15 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
 
         Raises MedFusionError for nodes that cannot be used.
         """
-        nodes = list(nodes)
-        if None in nodes:
-            # To leave it out would shift what modalities and reference mean.
-            place = nodes.index(None) + 1
-            raise VolumeError(_("Scan {n} is None: give two or three volume nodes.").format(n=place))
+        nodes = [nodes] if isinstance(nodes, (str, vtk.vtkObject)) else list(nodes)
+        for place, node in enumerate(nodes, 1):
+            # To leave out None would shift what modalities and reference mean.
+            if not isinstance(node, vtk.vtkObject):
+                raise VolumeError(
+                    _("Scan {n} is {what}: give two or three volume nodes, as slicer.util.getNode finds them.").format(
+                        n=place, what=repr(node)
+                    )
+                )
         if len(nodes) < 2:
             raise VolumeError(_("Choose a first and a second scan."))
         for n, node in enumerate(nodes):

@@ -278,8 +278,11 @@ def test_labels_and_colours_are_no_scans(panel, nodes, kind, shape):
 def test_a_script_that_leaves_a_gap_is_told(module, nodes):
     with pytest.raises(MedFusionError, match="Scan 2 is None"):
         module.MedFusionLogic().start([nodes[0], None, nodes[1]], reference=1)
-    with pytest.raises(MedFusionError, match="a first and a second"):
-        module.MedFusionLogic().start([nodes[0]])
+    for one in ([nodes[0]], nodes[0]):
+        with pytest.raises(MedFusionError, match="a first and a second"):
+            module.MedFusionLogic().start(one)
+    with pytest.raises(MedFusionError, match="Scan 1 is 'CT head': give two or three volume nodes"):
+        module.MedFusionLogic().start(["CT head", "MR head"])
 
 
 def _empty():
