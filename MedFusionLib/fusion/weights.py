@@ -80,7 +80,11 @@ def own(shipped):
     writes both) and the tensors of the shipped weights; one that has not is left out, and the log says why.
     """
     found = []
-    for file in sorted(own_folder().glob("*.safetensors")):
+    try:
+        files = sorted(own_folder().glob("*.safetensors"))
+    except (OSError, RuntimeError):  # a user without a home folder, or with somebody else's, as in containers
+        files = []
+    for file in files:
         method, _, label = file.stem.partition("-")
         try:
             if method not in shipped:

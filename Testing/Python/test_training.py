@@ -172,6 +172,13 @@ def test_own_weights_that_fail_a_check_do_not_appear(harm, tmp_path, monkeypatch
     assert name in caplog.text
 
 
+def test_a_folder_of_own_weights_that_cannot_be_looked_into_is_empty(monkeypatch):
+    """As the home folder of somebody else is, in a container; here a name that the system refuses, for root too."""
+    known = set(registry.methods())
+    monkeypatch.setenv("MEDFUSION_WEIGHTS", "x" * 5000)
+    assert set(registry.methods()) == known
+
+
 def test_a_file_that_is_no_weights_is_refused(tmp_path):
     file = tmp_path / "x.safetensors"
     file.write_bytes(b"\xff" * 64)
