@@ -49,8 +49,11 @@ ASIDE = 4.0
 TELLING = 0.22
 """How much less, of what they differ by in place, for the steps' bending to be right: T1 and T2 of one head."""
 
-STIFFEST = 50.0
-"""Times the steps' bending, at most."""
+STIFFENING = 3.75
+"""The power of how little they tell that the bending grows with."""
+
+STIFFEST = 60.0
+"""Times the steps' bending, at most: stiffer, a CT and an MRI would not find what does deform either."""
 
 
 def deform(fixed, moving, matrix, similarity, report):
@@ -130,7 +133,7 @@ class _Pair:
 
         aside = np.mean([unlikeness(sign * ASIDE * axis) for axis in np.eye(3) for sign in (-1, 1)])
         telling = aside / (unlikeness(np.zeros(3)) + 1e-9) - 1
-        return float(np.clip((TELLING / max(telling, 1e-3)) ** 2.5, 1, STIFFEST))
+        return float(np.clip((TELLING / max(telling, 1e-3)) ** STIFFENING, 1, STIFFEST))
 
     def points(self, count, seed):
         """float64 RAS mm (about `count`, 3) in and around the fixed scan's anatomy, where there is a moving scan."""
