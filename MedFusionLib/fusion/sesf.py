@@ -12,8 +12,10 @@ Departures, against what the original does to CT with MRI: the inside of the sku
 frequency is nil, the MRI wins there and chunks of skull go out. The display range saturates there: a plateau
 near its white end is content whose changes were cut off. So (a) the activity has a second term, the local
 brightness over a knee of 0.75; (b) a small region keeps its source where the change would dim it by `DIMMING`.
-Step 4 leaves out the opening and closing, whose losses in thin bone (b) could not undo. Each source has its own
-map, which extends the rule to three. Volumes: features slice by slice along the first axis; windows, regions and
+Step 4 leaves out the opening and closing, whose losses in thin bone (b) could not undo.Each source has its own
+map, which extends the rule to three: the activities of all are compared at once, and where they are equal, as in the
+air, and in the turns of step 4, the brighter source as a whole comes first, so that the order of three does not
+matter; of two it is the first one. Volumes: features slice by slice along the first axis; windows, regions and
 filters in 3-D.
 """
 
@@ -25,8 +27,9 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from . import weights
-from .multiscale import box
+from .multiscale import box, box_
 from .networks.sesf_net import SESFNet
+from .slabs import device_of, each_volume, rows, slabs
 
 RADIUS, EPS = 5, 0.1
 SMALL = 0.01
@@ -38,6 +41,9 @@ BRIGHTNESS = 0.2
 DIMMING = 0.2
 """A region whose brightness would fall by more than this (0..1) is kept however small it is."""
 
+ROWS = 8
+"""Slices of a volume that are filtered at a time; the guided filter sees twice `RADIUS` more on either side."""
+
 
 class SESF:
     """The `Fuser`."""
@@ -48,59 +54,125 @@ class SESF:
         self.network, self.brightness = network, brightness
 
     def __call__(self, sources, modalities):
-        activity = torch.stack([self.activity(image) for image in sources.unbind(1)], 1)
-        decision = torch.zeros_like(sources).scatter_(1, activity.argmax(1, keepdim=True), 1)
-        decision = torch.stack([verify(*pair) for pair in zip(decision, sources, strict=True)])
-        shares = torch.cat(
-            [guided(sources[:, n : n + 1], decision[:, n : n + 1]) for n in range(sources.shape[1])], 1
-        ).clamp(0, 1)
-        shares = (shares + 1e-6) / (shares + 1e-6).sum(1, keepdim=True)
-        return (shares * sources).sum(1), shares
+        if sources.ndim == 4:
+            # A slice is a volume of one.
+            fused, shares = each_volume(self.fuse_volume, sources.unsqueeze(2), modalities)
+            return fused.squeeze(1), shares.squeeze(2)
+        return each_volume(self.fuse_volume, sources, modalities)
 
-    def activity(self, image):
-        """(B, *spatial) of image (B, *spatial)."""
-        slices = image if image.ndim == 3 else image.flatten(0, 1)
-        height, width = slices.shape[1:]
-        # The reflecting convolutions need two rows and columns.
-        padded = F.pad(slices, (0, int(width < 2), 0, int(height < 2)), mode="replicate")
-        squares = torch.cat([_changes(self.network.encode(one[:, None])) for one in padded.split(1)])
-        squares = squares[:, :height, :width].reshape(image.shape)[:, None]
-        frequency = box(squares, RADIUS)[:, 0].clamp_min(0).sqrt()
-        plateau = (box(image[:, None], 1)[:, 0] - KNEE).clamp_min(0) / (1 - KNEE)
-        return frequency + self.brightness * plateau
+    def fuse_volume(self, read, shape, modalities, store, step):
+        """A `Fuser`'s, see `registry`."""
+        count = len(modalities)
+        if count == 2:
+            self._fuse(read, shape, count, store, step)
+            return
+        brightness = sum(read(rows(*ends)).sum((1, 2, 3), np.float64) for ends in slabs(shape[0], ROWS))
+        order = np.argsort(-brightness, kind="stable")
+        back = np.argsort(order)
+        self._fuse(
+            lambda window: read(window)[order],
+            shape,
+            count,
+            lambda window, fused, shares: store(window, fused, shares[back]),
+            step,
+        )
+
+    def _fuse(self, read, shape, count, store, step):
+        """`fuse_volume`, where of sources that are alike the first one counts."""
+        device = device_of(self.network)
+        total = (count + 1) * shape[0]
+        best, chosen = None, torch.zeros(shape, dtype=torch.uint8, device=device)
+        for n in range(count):
+            activity = self.activity(read, n, shape, lambda k, n=n: step(n * shape[0] + k, total))
+            if best is None:
+                best = activity
+                continue
+            for window in (rows(*ends) for ends in slabs(shape[0], ROWS)):
+                chosen[window].masked_fill_(activity[window] > best[window], n)
+                torch.maximum(best[window], activity[window], out=best[window])
+        del best, activity
+        chosen = torch.from_numpy(verify(chosen.cpu().numpy(), read, count)).to(device)
+        for start, stop in slabs(shape[0], ROWS):
+            step(count * shape[0] + start, total)
+            first = max(0, start - 2 * RADIUS)
+            around = rows(first, min(shape[0], stop + 2 * RADIUS))
+            guide, inside = torch.from_numpy(read(around))[:, None, None].to(device), rows(start - first, stop - first)
+            shares = [
+                guided(one, (chosen[around] == n).to(one)[None, None])[0, 0][inside] for n, one in enumerate(guide)
+            ]
+            shares = torch.stack(shares).clamp_(0, 1).add_(1e-6)
+            shares /= shares.sum(0)
+            fused = (shares * guide[(slice(None), 0, 0, *inside)]).sum(0)
+            store(rows(start, stop), fused.cpu().numpy(), shares.cpu().numpy())
+
+    def activity(self, read, n, shape, step=lambda k: None):
+        """(K, J, I): what source n has to say at each voxel. step(k): called before each slice."""
+        device = device_of(self.network)
+        height, width = shape[1:]
+        activity = torch.empty((1, 1, *shape), device=device)
+        for k in range(shape[0]):
+            step(k)
+            image = torch.from_numpy(read(rows(k, k + 1))[n : n + 1]).to(device)
+            # The reflecting convolutions need two rows and columns.
+            padded = F.pad(image, (0, int(width < 2), 0, int(height < 2)), mode="replicate")
+            activity[0, 0, k] = _changes(self.network.encode(padded))[0, :height, :width]
+        box_(activity, RADIUS).clamp_min_(0).sqrt_()
+        for start, stop in slabs(shape[0], ROWS):
+            first = max(0, start - 1)
+            image = torch.from_numpy(read(rows(first, min(shape[0], stop + 1)))[n]).to(device)
+            plateau = (box(image[None, None], 1)[0, 0, start - first : stop - first] - KNEE).clamp_min_(0) / (1 - KNEE)
+            activity[0, 0, start:stop] += self.brightness * plateau
+        return activity[0, 0]
 
 
 def _changes(features):
     """Squared differences to the left and upper neighbour, mean over features: (B, H, W)."""
-    across = F.pad(features.diff(dim=3), (1, 0))
-    down = F.pad(features.diff(dim=2), (0, 0, 1, 0))
-    return (across**2 + down**2).mean(1)
+    found = torch.empty_like(features[:, 0])
+    # Some rows at a time stay in the processor's cache.
+    for start, stop in slabs(features.shape[2], 16):
+        here = features[:, :, max(0, start - 1) : stop]
+        across = F.pad(features[:, :, start:stop].diff(dim=3), (1, 0))
+        down = here.diff(dim=2) if start else F.pad(here.diff(dim=2), (0, 0, 1, 0))
+        found[:, start:stop] = (across**2 + down**2).mean(1)
+    return found
 
 
 def guided(guide, image, radius=RADIUS, eps=EPS):
     """He, Sun and Tang's guided filter (2013): (B, 1, *spatial), any rank."""
     mean, target = box(guide, radius), box(image, radius)
-    slope = (box(guide * image, radius) - mean * target) / (box(guide * guide, radius) - mean**2 + eps)
-    return box(slope, radius) * guide + box(target - slope * mean, radius)
+    slope = box_(guide * image, radius).sub_(mean * target)
+    slope.div_(box_(guide * guide, radius).sub_(mean**2).add_(eps))
+    offset = target.sub_(mean.mul_(slope))
+    del mean, target
+    return box_(slope, radius).mul_(guide).add_(box_(offset, radius))
 
 
-def verify(decision, sources):
-    """Consistency verification of one-hot decisions (S, *spatial) over sources (S, *spatial)."""
-    values = sources.cpu().numpy()
-    chosen = decision.argmax(0).cpu().numpy()
+def verify(chosen, read, count):
+    """Consistency verification of a map (K, J, I) of chosen sources, an integer array that is changed; returns it.
+
+    read(window): float32 (S, k, j, i), a part of the `count` sources.
+    """
     limit = SMALL * chosen.shape[-1] * chosen.shape[-2]
-    for n in range(len(values)):
-        labels, count = ndimage.label(chosen == n)
-        if count == 0:
+    for n in range(count):
+        labels, regions = ndimage.label(chosen == n)
+        if regions == 0:
             continue
-        index = np.arange(1, count + 1)
-        small = ndimage.sum_labels(np.ones_like(labels), labels, index) < limit
-        others = np.delete(values, n, 0).max(0)
-        dimmed = ndimage.mean(values[n] - others, labels, index) > DIMMING
-        region = np.isin(labels, index[small & ~dimmed])
-        rest = np.argmax(np.delete(values, n, 0), 0)
-        chosen[region] = np.delete(np.arange(len(values)), n)[rest[region]]
-    return F.one_hot(torch.from_numpy(chosen), len(values)).movedim(-1, 0).to(decision)
+        size, excess = np.zeros(regions + 1, np.int64), np.zeros(regions + 1)
+        for start, stop in slabs(len(chosen), ROWS):
+            # Part by part: counting turns all that it counts into large numbers.
+            values = read(rows(start, stop))
+            part = labels[start:stop].ravel()
+            more = values[n] - np.delete(values, n, 0).max(0)
+            size += np.bincount(part, minlength=regions + 1)
+            excess += np.bincount(part, more.ravel(), regions + 1)
+        change = (size < limit) & (excess <= DIMMING * size)
+        change[0] = False
+        for window in (rows(*ends) for ends in slabs(len(chosen), ROWS)):
+            region = change[labels[window]]
+            if region.any():
+                rest = np.argmax(np.delete(read(window), n, 0), 0)
+                chosen[window][region] = np.delete(np.arange(count), n)[rest[region]]
+    return chosen
 
 
 def build(network):

@@ -1,5 +1,7 @@
 """Siamese CNN and SESF: their parts against ground truth, and the trained networks on what they must not do."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -133,14 +135,57 @@ def test_unlike_bands_take_the_stronger_one():
 
 
 def test_small_regions_change_sides_unless_that_dims_them():
-    decision = torch.zeros(2, 64, 64)
-    decision[0] = 1
-    decision[:, 30:34, 30:34] = torch.tensor([0.0, 1.0]).view(2, 1, 1)
-    alike = torch.full((2, 64, 64), 0.3)
-    assert sesf.verify(decision, alike)[0].all()
-    bright = alike.clone()
-    bright[1, 30:34, 30:34] = 0.9
-    assert sesf.verify(decision, bright)[1].sum() == 16
+    def verified(values):
+        chosen = np.zeros((1, 64, 64), np.uint8)
+        chosen[0, 30:34, 30:34] = 1
+        return sesf.verify(chosen, lambda window: values[(slice(None), *window)], 2)
+
+    alike = np.full((2, 1, 64, 64), 0.3, np.float32)
+    assert not verified(alike).any()
+    bright = alike.copy()
+    bright[1, :, 30:34, 30:34] = 0.9
+    assert verified(bright).sum() == 16
+
+
+@pytest.mark.parametrize("depth", [1, 21])
+def test_regions_of_a_volume_are_verified_as_a_whole(depth):
+    """A region may run through many slices: its size and what it would lose are those of all of it."""
+    chosen = np.zeros((depth, 40, 40), np.uint8)
+    chosen[:, 10, 10] = 1
+    values = np.zeros((2, depth, 40, 40), np.float32)
+    values[1, -1, 10, 10] = 0.9
+    # A hundredth of a slice is 16 voxels. The mean loss is .9 / depth.
+    kept = sesf.verify(chosen.copy(), lambda window: values[(slice(None), *window)], 2)
+    assert kept.sum() == depth
+    values[1] = 0
+    changed = sesf.verify(chosen.copy(), lambda window: values[(slice(None), *window)], 2)
+    assert changed.sum() == (depth if depth > 16 else 0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [(48, 48), (6, 32, 30)])
+def test_sesf_of_three_sources_has_no_order(shape):
+    fuser = registry.load("sesf", CPU)
+    sources = torch.rand(3, *shape, generator=torch.Generator().manual_seed(8))
+    # Equal values, as in the air, where no activity decides.
+    sources[..., : shape[-1] // 3] = 0
+    sources[:2, ..., -5:] = 0.4
+    names = ("CT", "MR", "PT")
+    fused, shares = fuser(sources[None], names)
+    for order in itertools.permutations(range(3)):
+        again, theirs = fuser(sources[list(order)][None], tuple(names[n] for n in order))
+        torch.testing.assert_close(again, fused, atol=1e-6, rtol=0)
+        torch.testing.assert_close(theirs, shares[:, list(order)], atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_slabs_of_a_sesf_volume_leave_no_seam(monkeypatch):
+    sources = torch.rand(1, 2, 30, 20, 24, generator=torch.Generator().manual_seed(9))
+    fuser = registry.load("sesf", CPU)
+    found = fuser(sources, ("CT", "MR"))
+    monkeypatch.setattr(sesf, "ROWS", 30)
+    for part, whole in zip(found, fuser(sources, ("CT", "MR")), strict=True):
+        torch.testing.assert_close(part, whole, atol=1e-6, rtol=0)
 
 
 def test_the_guided_filter_keeps_a_constant_and_a_linear_image():
