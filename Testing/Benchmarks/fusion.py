@@ -23,6 +23,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import fusion_memory  # noqa: E402
+
 from MedFusionLib.color import colorize  # noqa: E402
 from MedFusionLib.errors import MedFusionError  # noqa: E402
 from MedFusionLib.fusion import fuse, registry  # noqa: E402
@@ -168,10 +170,7 @@ def _nanstd(values):
 
 
 def costs(methods, threads):
-    """{method: CPU and wall-clock seconds of one 256 x 256 pair, peak memory of a 192 x 192 x 96 pair}.
-
-    Memory: in a process of its own, beyond what it held before, over the size of the two sources in float32.
-    """
+    """{method: CPU and wall-clock seconds of one 256 x 256 pair, peak memory as `fusion_memory` measures it}."""
     table = {method: {} for method in methods}
     for count in threads:
         # In turns, so that a busy moment of the machine does not fall on one method alone.
@@ -186,8 +185,7 @@ def costs(methods, threads):
             table[method][f"s, {count} thread{'s' * (count > 1)}"] = min(wall for _, wall in found)
     for method in methods:
         tell(f"memory of {method}")
-        with multiprocessing.get_context("spawn").Pool(1, initializer=_with_threads, initargs=(1,)) as pool:
-            table[method]["peak memory / sources"] = pool.apply(_peak, (method,))
+        table[method]["peak memory / sources"] = fusion_memory.peak(method)[0]
     tell("")
     return table
 
@@ -217,34 +215,6 @@ def _time(method):
         for _ in range(runs):
             fuser(pair[None], ("CT", "MR"))
     return (time.process_time() - cpu) / runs, (time.perf_counter() - wall) / runs
-
-
-def _peak(method):
-    import torch
-
-    # Over 32 MiB a source: of less, the allocator keeps what is freed, and its habits would be measured.
-    stack = _textures((132, 256, 256))
-    sources = [Volume(a, np.eye(4), m, display_range=(0, 1)) for a, m in zip(stack, ("CT", "MR"), strict=True)]
-    small = [source.with_array(source.array[:8, :64, :64]) for source in sources]
-    torch.set_num_threads(1)
-    fuse(small, method, device="cpu")  # what it loads once is not what a volume costs
-    before = _highest_memory(forget=True)
-    fuse(sources, method, device="cpu")
-    return (_highest_memory() - before) / stack.nbytes
-
-
-def _highest_memory(forget=False):
-    """The most bytes of memory that this process has held; forget: since now, where the system can."""
-    import resource
-
-    status = Path("/proc/self/status")
-    if not status.exists():
-        # macOS counts bytes, others kilobytes.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # Linux: ru_maxrss would begin with what the parent process held.
-    if forget:
-        Path("/proc/self/clear_refs").write_text("5")
-    return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
 
 
 def montage(stacks, results, path):

@@ -1,10 +1,11 @@
 """What the default method costs: CPU seconds a slice pair on one thread, a large volume's time and memory, leaning.
 
+Memory is what `fusion_memory` measures, in a process of its own: whatever fusing needs beyond the two sources.
+
 python Testing/Benchmarks/medfusion_cost.py [--large]
 """
 
 import argparse
-import resource
 import statistics
 import sys
 import time
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import fusion_memory
 
 from MedFusionLib.fusion import fuse, registry
 from MedFusionLib.fusion.leaning import lean
@@ -46,19 +49,19 @@ def slice_cost(repeats=30):
 def volume_cost(shape, threads):
     torch.set_num_threads(threads)
     sources = pair(shape)
-    inputs = sum(source.array.nbytes for source in sources)
     fuse(pair((32, 64, 64)), device="cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began, busy = time.perf_counter(), time.process_time()
-    fusion = fuse(sources, device="cpu")
+    fuse(sources, device="cpu")
     wall, busy = time.perf_counter() - began, time.process_time() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     size = " x ".join(str(n) for n in shape[::-1])
     print(f"{size} pair, {threads} threads: {wall:.1f} s ({busy:.1f} CPU-s)")
-    print(
-        f"  peak memory over the inputs: {peak / inputs:.2f} x the float32 inputs ({1 + peak / inputs:.2f} with them)"
-    )
     flat = [Volume(source.array[:1], np.eye(4), source.modality, "", "", (-1, 1.2)) for source in sources]
+    del sources
+    times, _ = fusion_memory.peak("medfusion", shape, threads)
+    print(
+        f"  peak memory beyond the two sources (result included), over their size in float32: {times:.2f}"
+        f" ({1 + times:.2f} with them)"
+    )
     fusion = fuse(flat, device="cpu")
     began = time.perf_counter()
     lean(fusion, flat, 0, 0.3)

@@ -33,7 +33,7 @@ CORES = {
 }
 """Voxels of a tile by kind of device, smaller ones first: multiples of 2**levels. Larger ones have less rim."""
 
-SHARE = 1 / 100
+SHARE = 1 / 150
 """Of the volume that all tiles in work may be, where there is a choice: their hidden features are many times that."""
 
 
