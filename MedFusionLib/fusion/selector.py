@@ -14,8 +14,12 @@ import torch
 
 from . import registry, trial, weights
 from .networks.selector_net import OPTIONS, SelectorNet, kinds
+from .slabs import slabs
 
 log = logging.getLogger(__name__)
+
+ROWS = 8
+"""Slices of a volume that are mixed at a time."""
 
 
 class Selector:
@@ -51,7 +55,11 @@ class Selector:
         weight = self.choice[1]
 
         def mix(window, values, shares):
-            store(window, weight * values + (1 - weight) * read(window).max(0), None)
+            first = window[0].start or 0
+            # Some slices at a time: a method may bring the whole volume at once.
+            for start, stop in slabs(len(values), ROWS):
+                part = slice(first + start, first + stop), *window[1:]
+                store(part, weight * values[start:stop] + (1 - weight) * read(part).max(0), None)
 
         self._fuser.fuse_volume(read, shape, modalities, mix, step)
 
