@@ -31,7 +31,7 @@ MATCH = 0.6
 """Above this similarity of two bands they are averaged, below the stronger is taken."""
 
 
-LEVELS = 5
+LEVELS = 3
 """Of the pyramids, at the most: measured best on training subjects."""
 
 ROWS = 8
