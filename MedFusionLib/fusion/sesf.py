@@ -41,7 +41,7 @@ BRIGHTNESS = 0.2
 DIMMING = 0.2
 """A region whose brightness would fall by more than this (0..1) is kept however small it is."""
 
-ROWS = 8
+ROWS = 4
 """Slices of a volume that are filtered at a time; the guided filter sees twice `RADIUS` more on either side."""
 
 
