@@ -3,7 +3,11 @@
 Names are loaded when first used, so that importing the package is quick and imports no torch.
 """
 
+import os
 from importlib import import_module
+
+# OpenMP threads that spin between two loops slow down whatever else runs; this must be said before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -1,10 +1,5 @@
 """`python -m MedFusionLib`."""
 
-import os
-
-# OpenMP threads that spin between two loops slow down whatever else runs; this must be said before torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from signal import SIGTERM, default_int_handler, signal
 
 from .cli import main

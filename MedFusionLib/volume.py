@@ -142,6 +142,13 @@ def require_volume(value):
         raise VolumeError(f"a {type(value).__name__} is no Volume{held}: give what read_volume returns.")
 
 
+def require_several(sources):
+    """`sources` as a list. Raises VolumeError where they are a single thing, not several."""
+    if isinstance(sources, Volume | str) or not hasattr(sources, "__iter__"):
+        raise VolumeError(f"one {type(sources).__name__}, not a list of Volumes: give two or three in brackets.")
+    return list(sources)
+
+
 def require_usable(volume):
     """Raise VolumeError unless `volume` is a scalar one with finite values that are not all equal.
 

@@ -11,7 +11,7 @@ import numpy as np
 from .. import device as devices
 from ..errors import Cancelled, GeometryError, MethodError
 from ..normalize import display_range, scale
-from ..volume import Volume, require_different, require_usable
+from ..volume import Volume, require_different, require_several, require_usable
 from . import registry
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto"
     Raises VolumeError, GeometryError, MethodError, WeightsError, DeviceError, Cancelled.
     """
     info = registry.find(method)
-    sources = list(sources)
+    sources = require_several(sources)
     _check(sources, info, mode)
     chosen = devices.choose(device)
     units = _Units(sources)

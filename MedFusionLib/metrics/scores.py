@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import Cancelled, GeometryError, MethodError, VolumeError
 from ..normalize import to_unit
-from ..volume import require_usable, require_volume
+from ..volume import require_several, require_usable, require_volume
 from .gradients import activity_measures, edge_measures
 from .histograms import level_measures
 from .structure import (
@@ -85,6 +85,7 @@ def evaluate(fused, sources, mode="volume", axis="axial", names=None, progress=N
     """
     if mode not in ("volume", "slice"):
         raise MethodError(f"mode {mode!r} is neither 'volume' nor 'slice'.")
+    sources = require_several(sources)
     names, roles = _names(sources, names)
     levels, levels_fused = _levels(fused, sources)
     along = fused.anatomical_axis(axis)
@@ -115,6 +116,7 @@ def evaluate_slices(fused, sources, axis="axial", names=None, progress=None, can
 
     Returns a list of {"slice": index along the array's axis, name: value}.
     """
+    sources = require_several(sources)
     names, roles = _names(sources, names)
     levels, levels_fused = _levels(fused, sources)
     along = fused.anatomical_axis(axis)

@@ -167,6 +167,8 @@ spoiled[1, 1, 1] = np.inf
         ([], {}, MethodError, "0 given"),
         ([one()], {}, MethodError, "1 given"),
         ([one(), other, one(), other], {}, MethodError, "4 given"),
+        (one(), {}, VolumeError, "one Volume, not a list"),
+        (None, {}, VolumeError, "one NoneType, not a list"),
         ([one(), None], {}, VolumeError, "a NoneType is no Volume"),
         ([one().array, other.array], {}, VolumeError, "a ndarray is no Volume"),
         (["ct.nii.gz", "t1.nii.gz"], {}, VolumeError, "a str is no Volume"),

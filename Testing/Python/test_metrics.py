@@ -295,6 +295,7 @@ def test_bad_input(volumes):
         (GeometryError, "around", lambda: evaluate(fused, [ct, mr], axis="around")),
         (VolumeError, "a ndarray is no Volume", lambda: evaluate(fused.array, [ct, mr])),
         (VolumeError, "a NoneType is no Volume", lambda: evaluate(fused, [ct, None])),
+        (VolumeError, "one Volume, not a list", lambda: evaluate(fused, ct)),
         (
             VolumeError,
             r"a Fusion is no Volume \(its \.volume is one\)",
