@@ -238,7 +238,13 @@ def test_an_interrupt_leaves_nothing(folder, tmp_path, sent):
     """Ctrl+C, or a scheduler's end, while it works: a line, no traceback, no file."""
     command = [sys.executable, "-m", "MedFusionLib", "run", folder / "ct.nii.gz", folder / "t1.nii.gz"]
     running = subprocess.Popen(
-        [*command, "-o", tmp_path / "out"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "-o", tmp_path / "out"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Tests that a shell runs in the background are deaf to Ctrl+C, and so would their children be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Torch in its memory: it is past the command line and at work.
     maps = Path(f"/proc/{running.pid}/maps")
