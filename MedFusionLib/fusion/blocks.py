@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from .slabs import device_of, each_volume, rows
-from .weighing import weighted
+from .weighing import slice_by_slice
 
 KNEE = 0.3
 """Brightness (0..1 of the display range) above which a pixel counts as content of its own."""
@@ -41,12 +41,7 @@ class BlockFuser:
     def __call__(self, sources, modalities):
         if sources.ndim == 5:
             return each_volume(self.fuse_volume, sources, modalities)
-        fused, shares = torch.empty_like(sources[:, 0]), torch.empty_like(sources)
-        # One slice at a time bounds the memory of the blocks.
-        for n, one in enumerate(sources.split(1)):
-            shares[n] = self.weight_map(one)[0]
-            fused[n] = weighted(one, shares[n : n + 1])[0]
-        return fused, shares
+        return slice_by_slice(self.weight_map, sources)
 
     def fuse_volume(self, read, shape, modalities, store, step):
         """A `Fuser`'s, see `registry`."""

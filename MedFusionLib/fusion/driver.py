@@ -64,7 +64,7 @@ def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto"
         import torch
 
         found = _run(info, units, modalities, sources[0], plane, torch.device("cpu"), progress, cancelled)
-    return _result(info, sources, mode, axis, *found)
+    return _result(info, sources, units.ranges, mode, axis, *found)
 
 
 def _check(sources, info, mode):
@@ -85,7 +85,8 @@ class _Units:
     """The sources as 0..1, made part by part: a second copy of the whole would cost more than the fusion."""
 
     def __init__(self, sources):
-        self._sources = [(source.array, *display_range(source)) for source in sources]
+        self.ranges = [display_range(source) for source in sources]
+        self._sources = [(source.array, *ends) for source, ends in zip(sources, self.ranges, strict=True)]
         self.shape = sources[0].array.shape
         self.count = len(sources)
 
@@ -191,7 +192,12 @@ def _tile(shape, halo):
     return core
 
 
-def _result(info, sources, mode, axis, fused, weights, more):
+def recorded(source, black, white):
+    """What the provenance of a fusion says of a source."""
+    return f"{source.modality} {source.units} {black:.6g}..{white:.6g}"
+
+
+def _result(info, sources, ranges, mode, axis, fused, weights, more):
     from .. import __version__
 
     provenance = {
@@ -201,9 +207,8 @@ def _result(info, sources, mode, axis, fused, weights, more):
         "MedFusion.Weights": registry.weights_hash(info),
         **more,
     }
-    for n, source in enumerate(sources, 1):
-        black, white = display_range(source)
-        provenance[f"MedFusion.Source{n}"] = f"{source.modality} {source.units} {black:.6g}..{white:.6g}"
+    for n, (source, ends) in enumerate(zip(sources, ranges, strict=True), 1):
+        provenance[f"MedFusion.Source{n}"] = recorded(source, *ends)
     first = sources[0]
     names = "+".join(source.modality for source in sources)
     volume = Volume(fused, first.affine, "OT", "", f"{names} {info.name}", (0.0, 1.0), provenance)

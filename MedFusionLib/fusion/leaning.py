@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import GeometryError, MethodError, VolumeError
 from ..normalize import display_range, scale
 from ..volume import require_volume
+from .driver import recorded
 
 
 def lean(fusion, sources, towards, amount):
@@ -33,10 +34,9 @@ def lean(fusion, sources, towards, amount):
     if len(sources) != len(fusion.weights) or not all(source.same_grid(fusion.volume) for source in sources):
         raise GeometryError("these are not the volumes of this fusion: give its own sources, on its grid, in order.")
     ranges = [display_range(source) for source in sources]
-    for n, (source, (black, white)) in enumerate(zip(sources, ranges, strict=True), 1):
-        # As `fuse` records it; what holds no such record cannot be checked.
-        was = fusion.volume.attributes.get(f"MedFusion.Source{n}")
-        now = f"{source.modality} {source.units} {black:.6g}..{white:.6g}"
+    for n, (source, ends) in enumerate(zip(sources, ranges, strict=True), 1):
+        # What holds no such record cannot be checked.
+        was, now = fusion.volume.attributes.get(f"MedFusion.Source{n}"), recorded(source, *ends)
         if was not in (None, now):
             raise VolumeError(
                 f"{source.title} ({now}) is not source {n} of this fusion ({was}): give its own sources, in order."

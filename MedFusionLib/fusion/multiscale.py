@@ -161,8 +161,9 @@ class Laplacian:
     def fuse_volume(self, read, shape, modalities, store, step):
         """A `Fuser`'s, see `registry`."""
         step(0, 1)
-        sources = torch.from_numpy(read())[None].to(self.device)
-        store((slice(None),) * 3, self._fused_(sources)[0].cpu().numpy(), None)
+        whole = (slice(None),) * 3
+        sources = torch.from_numpy(read(whole))[None].to(self.device)
+        store(whole, self._fused_(sources)[0].cpu().numpy(), None)
 
     def _fused_(self, image):
         """(1, *spatial) of (1, S, *spatial), which does not outlive it."""

@@ -12,7 +12,7 @@ Departures, against what the original does to CT with MRI: the inside of the sku
 frequency is nil, the MRI wins there and chunks of skull go out. The display range saturates there: a plateau
 near its white end is content whose changes were cut off. So (a) the activity has a second term, the local
 brightness over a knee of 0.75; (b) a small region keeps its source where the change would dim it by `DIMMING`.
-Step 4 leaves out the opening and closing, whose losses in thin bone (b) could not undo.Each source has its own
+Step 4 leaves out the opening and closing, whose losses in thin bone (b) could not undo. Each source has its own
 map, which extends the rule to three: the activities of all are compared at once, and where they are equal, as in the
 air, and in the turns of step 4, the brighter source as a whole comes first, so that the order of three does not
 matter; of two it is the first one. Volumes: features slice by slice along the first axis; windows, regions and

@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from . import weights
 from .networks.siamese_net import PATCH, SiameseNet, spread
 from .slabs import device_of, each_volume, rows, slabs
+from .weighing import within
 
 MATCH = 0.6
 """Above this similarity of two bands they are averaged, below the stronger is taken."""
-
 
 LEVELS = 3
 """Of the pyramids, at the most: measured best on training subjects."""
@@ -115,11 +115,6 @@ def bilateral(maps, radius=2, reach=2.0, step=0.25):
             total += share * moved
             weight += share
     return total / weight
-
-
-def within(fused, sources):
-    """Fused (B, *spatial), clipped to the range of sources (B, S, *spatial) at each voxel."""
-    return torch.minimum(torch.maximum(fused, sources.amin(1)), sources.amax(1))
 
 
 def levels_of(shape):

@@ -25,6 +25,7 @@ from . import weights
 from .multiscale import SPLINE, smooth
 from .networks.wavelet_cnn import PLANES, REACH, WaveletNet
 from .slabs import device_of, each_volume, rows, slabs
+from .weighing import within
 
 ROWS = 8
 """Slices of a volume that are split at a time."""
@@ -54,7 +55,7 @@ def blend_planes(network, sources, planes):
     low = planes[:, :, PLANES]
     base = ((network.sharpness * low).softmax(1) * low).sum(1)
     whole = base + details
-    return torch.maximum(torch.minimum(whole, sources.amax(1)), sources.amin(1)), whole
+    return within(whole, sources), whole
 
 
 class WaveletCNN:

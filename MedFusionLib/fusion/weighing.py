@@ -7,11 +7,24 @@ import torch
 from .networks.pairwise import kinds_of
 
 
+def within(fused, sources):
+    """Fused (B, *spatial), clipped to the range of sources (B, S, *spatial) at each voxel; differentiable."""
+    return torch.minimum(torch.maximum(fused, sources.amin(1)), sources.amax(1))
+
+
 def weighted(sources, shares):
     """(B, *spatial): the mean of sources (B, S, *spatial) by shares that sum to 1; differentiable."""
-    fused = (shares * sources).sum(1)
     # Rounding alone can leave the range.
-    return torch.minimum(torch.maximum(fused, sources.amin(1)), sources.amax(1))
+    return within((shares * sources).sum(1), sources)
+
+
+def slice_by_slice(weigh, sources):
+    """(fused, shares) of slices (B, S, H, W) by weigh(one slice) -> shares: all at once they would need more memory."""
+    fused, shares = torch.empty_like(sources[:, 0]), torch.empty_like(sources)
+    for n, one in enumerate(sources.split(1)):
+        shares[n] = weigh(one)[0]
+        fused[n] = weighted(one, shares[n : n + 1])[0]
+    return fused, shares
 
 
 class WeighingFuser:
@@ -24,12 +37,7 @@ class WeighingFuser:
 
     def __call__(self, sources, modalities):
         kinds = torch.tensor([kinds_of(modalities)], device=sources.device)
-        fused, shares = torch.empty_like(sources[:, 0]), torch.empty_like(sources)
-        # One slice at a time bounds the memory of the activations.
-        for n, one in enumerate(sources.split(1)):
-            shares[n] = self.network(one, kinds)[0]
-            fused[n] = weighted(one, shares[n : n + 1])[0]
-        return fused, shares
+        return slice_by_slice(lambda one: self.network(one, kinds), sources)
 
 
 def build(network):

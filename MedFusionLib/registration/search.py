@@ -44,14 +44,13 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     start = _start(fixed_image, moving_image, initial, seed, report.check)
     report(0.4, "Registering")
     stages = [Stage(n, POINTS[min(n, 2)], TOLERANCES[min(n, 2)], 40) for n in range(len(levels) - 1, -1, -1)]
-    finest = stages[-1:] + _last(fixed_image, moving_image)
-    if model == "rigid":
-        matrix = _linear(fixed_image, moving_image, "rigid", start, stages[:-1] + finest, seed, report.check)
-    else:
-        matrix = _linear(fixed_image, moving_image, "rigid", start, stages, seed, report.check)
+    last = _last(fixed_image, moving_image)
+    whole = stages + last if model == "rigid" else stages
+    matrix = _linear(fixed_image, moving_image, "rigid", start, whole, seed, report.check)
+    if model != "rigid":
         report(0.5, "Scaling and shearing")
-        matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:-1] + finest, seed, report.check)
-    matrix = _both_ways(fixed_image, moving_image, model, matrix, finest, seed, report.check)
+        matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:] + last, seed, report.check)
+    matrix = _both_ways(fixed_image, moving_image, model, matrix, stages[-1:] + last, seed, report.check)
     displacement = None
     if model == "deformable":
         from .deformable import deform

@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 import time
 from pathlib import Path
-
-# Threads that spin while they wait make a busy machine many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 

@@ -212,10 +212,10 @@ class MedFusionNet(nn.Module):
         hidden = _hidden(layers, local, descended)
         return leave(hidden).unflatten(1, (-1, BANDS)).softmax(1)
 
-    def collect(self, images, count=None):
-        """What `gather` finds at the finest `count` levels of a `pyramid`; None: at all of levels + 1."""
+    def collect(self, images):
+        """What `gather` finds at every level of a `pyramid` of levels + 1 images."""
         gathered = []
-        for level in range(self.levels + 1 if count is None else count):
+        for level in range(self.levels + 1):
             gathered.append(self.gather(images, level, shrink(gathered[-1][2]) if level else None))
         return gathered
 
