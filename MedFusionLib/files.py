@@ -17,13 +17,16 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import FileError, GeometryError, VolumeError
-from .volume import LPS, MODALITIES, Volume, require_volume
+from .volume import FUNCTIONAL, LPS, MODALITIES, Volume, require_volume, sample
 
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that `write_volume` takes; of these `.nhdr` and `.mhd` have a second file for the voxels."""
 
 MAX_LABELS = 48
 """An integer image with no more different values than this is a segmentation, not a scan."""
+
+MAX_SAMPLES = 200_000
+"""Voxels that a guess looks at."""
 
 _TOKENS = {
     "CT": {"ct", "ctac", "cbct"},
@@ -63,6 +66,7 @@ def read_volume(path, modality=None, units=None, name=None, *, series=None, labe
             volume = _from_file(path)
     except PermissionError as error:
         raise FileError(f"{path.name!r} may not be read: check its permissions.") from error
+    said = modality or volume.modality
     if modality is None and volume.modality == "OT":
         modality = guess_modality(volume, path.name)
     if modality is not None or units is not None or name is not None:
@@ -72,7 +76,8 @@ def read_volume(path, modality=None, units=None, name=None, *, series=None, labe
         )
     if not volume.units and volume.modality == "CT" and not volume.is_vector and volume.array.min() <= -500:
         volume = volume.with_array(volume.array, units="HU")
-    if not labels:
+    # Few counts in PET or SPECT are few different numbers too.
+    if not labels and said not in FUNCTIONAL:
         _refuse_labels(volume)
     return volume
 
@@ -187,13 +192,12 @@ def guess_modality(volume, file_name=""):
         return named[0]
     if volume.is_vector or volume.array.dtype.kind == "u":
         return "OT"
-    flat = volume.array.reshape(-1)
-    sample = flat[:: max(1, flat.size // 200_000)]
-    sample = sample[np.isfinite(sample)]
-    if not sample.size:
+    values = sample(volume.array, MAX_SAMPLES)
+    values = values[np.isfinite(values)]
+    if not values.size:
         return "OT"
-    low, high = np.percentile(sample, (0.5, 99.5))
-    air = np.mean((sample > -1150) & (sample < -900))
+    low, high = np.percentile(values, (0.5, 99.5))
+    air = np.mean((values > -1150) & (values < -900))
     return "CT" if -4100 <= low <= -900 and 100 < high < 20_000 and air > 0.02 else "OT"
 
 
@@ -330,13 +334,13 @@ def _refuse_labels(volume):
     array = volume.array
     if array.dtype.kind == "f" or array.size < 4096:
         return
-    flat = array.reshape(-1)
-    seen = np.unique(flat[:: max(1, flat.size // 200_000)])
+    seen = np.unique(sample(array, MAX_SAMPLES))
     # A constant image is refused in its own words, and later.
-    if 1 < seen.size <= MAX_LABELS and np.unique(flat).size <= MAX_LABELS:
+    if 1 < seen.size <= MAX_LABELS and np.unique(array).size <= MAX_LABELS:
         raise VolumeError(
             f"{volume.title} holds whole numbers, no more than {MAX_LABELS} different ones: that is a segmentation"
-            " (label map) and not a scan. Choose the scan it was drawn on."
+            " (label map) and not a scan. Choose the scan it was drawn on; of a PET or SPECT with few counts, say its"
+            " modality."
         )
 
 

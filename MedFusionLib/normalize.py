@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .volume import require_usable
+from .volume import require_usable, sample
 
 CT_WINDOW = (-100.0, 900.0)
 """HU. Wide enough that cortical bone keeps its inner structure, narrow enough that brain is not black."""
@@ -31,12 +31,11 @@ def display_range(volume):
     require_usable(volume)
     if looks_like_hu(volume):
         return CT_WINDOW
-    flat = volume.array.reshape(-1)
-    sample = flat[:: max(1, flat.size // MAX_SAMPLES)].astype(np.float64)
-    low, high = float(flat.min()), float(flat.max())
+    values = sample(volume.array, MAX_SAMPLES).astype(np.float64)
+    low, high = float(volume.array.min()), float(volume.array.max())
     functional = volume.modality in ("PT", "NM")
-    black = 0.0 if low >= 0 or functional else float(np.percentile(sample, 0.5))
-    body = sample[sample > black + 0.02 * (high - black)]
+    black = 0.0 if low >= 0 or functional else float(np.percentile(values, 0.5))
+    body = values[values > black + 0.02 * (high - black)]
     if body.size < 16:
         return (min(black, low), high)
     white = float(np.percentile(body, 99.95 if functional else 99.8))

@@ -135,6 +135,18 @@ class Volume:
         return 2 - best[order[name]]
 
 
+def sample(array, count):
+    """About `count` of an array's values, 1-D, or all where it has not twice as many; the same ones every time.
+
+    They are drawn from all over it: every n-th would be those of a few columns where n goes with a row's length.
+    """
+    if array.size < 2 * count:
+        return array.reshape(-1)
+    places = np.arange(count) * array.size // count
+    places += np.random.default_rng(0).integers(0, array.size // count, count)
+    return array[np.unravel_index(places, array.shape)]
+
+
 def require_volume(value):
     """Raise VolumeError unless `value` is a `Volume`."""
     if not isinstance(value, Volume):

@@ -157,6 +157,17 @@ def test_label_maps_are_refused_unless_asked_for(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "seg.nrrd", labels=True).array, labels)
 
 
+def test_few_counts_are_a_scan_where_it_is_said_to_be_one(tmp_path):
+    counts = np.random.default_rng(0).poisson(6, (16, 20, 20)).astype(np.uint16)
+    image = sitk.GetImageFromArray(counts)
+    sitk.WriteImage(image, str(tmp_path / "pet-seg.nii"))
+    with pytest.raises(VolumeError, match="few counts, say its modality"):
+        read_volume(tmp_path / "pet-seg.nii")
+    assert read_volume(tmp_path / "pet-seg.nii", "NM").modality == "NM"
+    with pytest.raises(VolumeError, match="segmentation"):
+        read_volume(tmp_path / "pet-seg.nii", "CT")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     (
@@ -289,6 +300,14 @@ def test_modality_is_guessed_by_the_name_or_by_hounsfield_units(tmp_path):
     assert read_volume(tmp_path / "x.nii.gz", modality="MR", units="a.u.").units == "a.u."
     with pytest.raises(VolumeError, match="'XX' is not one of CT, MR"):
         read_volume(tmp_path / "x.nii.gz", modality="XX")
+
+
+def test_a_guess_looks_at_more_than_a_few_columns(monkeypatch):
+    monkeypatch.setattr("MedFusionLib.files.MAX_SAMPLES", 4096)
+    hu = np.full((64, 64, 64), -1000, np.int16)
+    hu[8:56, 8:56, 8:56] = 40
+    hu[8:56, 8:56, 8:12] = 700
+    assert guess_modality(Volume(hu, np.eye(4))) == "CT"  # every 64th voxel would be air
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii", ".nii.gz"])

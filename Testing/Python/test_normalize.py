@@ -48,6 +48,15 @@ def test_a_small_hot_spot_does_not_saturate_in_pet():
     assert white > 9
 
 
+def test_the_range_of_a_large_volume_is_not_that_of_a_few_columns(monkeypatch):
+    values = np.full((64, 64, 64), 0.1)
+    values[10:54, 10:54, 32:34] = 3.0
+    assert display_range(volume(values, "PT", "SUV")) == (0, 3)
+    monkeypatch.setattr("MedFusionLib.normalize.MAX_SAMPLES", 4096)
+    assert display_range(volume(values, "PT", "SUV")) == (0, 3)  # every 64th voxel would be in one column
+    assert display_range(volume(values, "PT", "SUV")) == display_range(volume(values, "PT", "SUV"))
+
+
 def test_to_unit_maps_black_and_white_and_clips():
     unit = to_unit(volume([[[-5.0, 0.0, 5.0, 10.0, 20.0]]], display_range=(0, 10)))
     assert unit.dtype == np.float32
