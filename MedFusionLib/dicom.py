@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 MAX_UNEVEN = 0.05
 """Share of the slice spacing by which a single gap may differ before the volume would be distorted."""
 
+MOST_ALIKE = 0.02
+"""Share of a pixel within which two images lie at one place."""
+
 _HEADER = [
     "SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "ImageType",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "ImagePositionPatient", "ImageOrientationPatient",
@@ -154,7 +157,9 @@ def _scan(path):
                 warnings.simplefilter("ignore")
                 header = pydicom.dcmread(file, specific_tags=[*_HEADER, 0x70531000], stop_before_pixels=True)
                 if "Rows" in header and "Columns" in header:
-                    groups[str(header.get("SeriesInstanceUID", ""))].setdefault(header.get("SOPInstanceUID"), header)
+                    # The place too: what makes a series anonymous may give all its images one UID, or none.
+                    image = header.get("SOPInstanceUID"), str(header.get("ImagePositionPatient"))
+                    groups[str(header.get("SeriesInstanceUID", ""))].setdefault(image, header)
         except (pydicom.errors.InvalidDicomError, EOFError, ValueError, TypeError):
             continue
     return {uid: list(headers.values()) for uid, headers in groups.items()}
@@ -212,20 +217,19 @@ class _Frame:
 
 
 def _frames(headers):
-    frames = []
+    frames, lost = [], 0
     for header in headers:
         try:
             if "PerFrameFunctionalGroupsSequence" in header:
-                frames += _enhanced(header)
+                frames += list(_enhanced(header))
             elif int(header.get("NumberOfFrames") or 1) > 1:
-                frames += _multi_frame(header)
+                frames += list(_multi_frame(header))
             else:
                 where = header.ImagePositionPatient, header.ImageOrientationPatient, header.PixelSpacing
                 frames.append(_Frame(header, None, *where))
         except (AttributeError, IndexError, TypeError, ValueError):
-            continue
-    if len(frames) < len(headers):
-        lost = len(headers) - len(frames)
+            lost += 1
+    if lost:
         if not frames:
             raise GeometryError(
                 f"the series {_label(headers[0])} does not say where its images lie in the patient: it is a capture or"
@@ -257,6 +261,8 @@ def _enhanced(header):
 
 def _multi_frame(header):
     """Reconstructed SPECT: one position for the first frame, then a step."""
+    if _text(header, "Modality") == "NM" and list(header.get("ImageType", ()))[2:3] not in ([], ["RECON TOMO"]):
+        raise ValueError("projections, or the phases of a beating heart, are no slices")
     detector = (header.get("DetectorInformationSequence") or [header])[0]
     orientation = detector.get("ImageOrientationPatient") or header.ImageOrientationPatient
     origin = np.array(detector.get("ImagePositionPatient") or header.ImagePositionPatient, float)
@@ -284,7 +290,7 @@ def _geometry(frames, label):
     step = normal * first.step
     if len(frames) > 1:
         typical = float(np.median(gaps))
-        if gaps.min() < 0.01 or typical < 0.01:
+        if gaps.min() < MOST_ALIKE * min(first.spacing):
             raise VolumeError(
                 f"the series {label} has several images at one place (time points, echoes or phases): export one of"
                 " them as a series of its own."

@@ -59,7 +59,9 @@ class Volume:
             raise VolumeError(f"{self.title} has no voxels (shape {array.shape}): load it again.")
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.allclose(affine[3], (0, 0, 0, 1)):
             raise GeometryError(f"{self.title}: the affine must be a finite 4x4 matrix, voxel index to RAS mm.")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        # Of the directions alone: a voxel of a micrometre is small, and no less a voxel.
+        steps = np.linalg.norm(affine[:3, :3], axis=0)
+        if not steps.all() or abs(np.linalg.det(affine[:3, :3] / steps)) < 1e-6:
             raise GeometryError(f"{self.title}: the affine is singular (a voxel has no volume): check its spacing.")
         if self.modality not in MODALITIES:
             raise VolumeError(f"{self.title}: modality {self.modality!r} is not one of {', '.join(MODALITIES)}.")

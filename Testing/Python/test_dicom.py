@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -160,6 +161,25 @@ def test_the_same_file_twice_counts_once_and_other_files_not_at_all(tmp_path):
     assert read_volume(tmp_path / "ct").size[2] == len(SHAPE) * 2
 
 
+@pytest.mark.parametrize("uid", (None, "1.2.3"))
+def test_images_that_share_an_identity_or_have_none_are_all_read(tmp_path, uid):
+    stored = write_series(tmp_path / "ct")
+    for file in (tmp_path / "ct").iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.SOPInstanceUID = uid
+        dataset.save_as(file)
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct").array, stored - 1024)
+
+
+def test_slices_a_few_micrometres_apart_are_at_different_places(tmp_path):
+    write_series(tmp_path / "ct", step=(0, 0, 0.006))
+    for file in (tmp_path / "ct").iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.PixelSpacing = [0.006, 0.006]
+        dataset.save_as(file)
+    assert read_volume(tmp_path / "ct").spacing == pytest.approx((0.006,) * 3)
+
+
 def test_images_without_a_place_are_refused(tmp_path):
     save(header(modality="OT", description="Capture"), np.zeros((5, 7)), tmp_path / "x" / "capture.dcm")
     with pytest.raises(GeometryError, match="OT “Capture” does not say where"):
@@ -279,6 +299,10 @@ def test_an_enhanced_multi_frame_file(tmp_path):
         groups.append(group)
     dataset.PerFrameFunctionalGroupsSequence = groups
     save(dataset, stored, tmp_path / "x" / "enhanced.dcm")
+    del position.ImagePositionPatient  # of the last frame: less than all of it is nothing
+    save(dataset, stored, tmp_path / "y" / "enhanced.dcm")
+    with pytest.raises(GeometryError, match="does not say where its images lie"):
+        read_volume(tmp_path / "y")
     for path in (tmp_path / "x", tmp_path / "x" / "enhanced.dcm"):
         ct = read_volume(path)
         np.testing.assert_array_equal(ct.array, stored[::-1] - 1024)
@@ -298,3 +322,11 @@ def test_a_reconstructed_spect(tmp_path):
     assert (spect.modality, spect.spacing) == ("NM", (4.0, 4.0, 4.0))
     np.testing.assert_array_equal(spect.array, stored)
     np.testing.assert_allclose(LPS @ spect.affine @ (0, 0, 2, 1), (-10, -20, 38, 1))
+    for kind in ("TOMO", "RECON GATED TOMO"):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", kind, "EMISSION"]
+        save(dataset, stored, tmp_path / kind / "spect.dcm")
+        with pytest.raises(GeometryError, match="a projection"):
+            read_volume(tmp_path / kind)
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"]
+    save(dataset, stored, tmp_path / "recon" / "spect.dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path / "recon").array, stored)

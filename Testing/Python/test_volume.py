@@ -31,6 +31,10 @@ def test_geometry():
     np.testing.assert_allclose(v.center, oblique(30)[:3, :3] @ (2, 1.5, 1) + (10, 20, 30))
 
 
+def test_voxels_of_a_micrometre_are_voxels():
+    assert volume(affine=np.diag([5e-4, 5e-4, 5e-4, 1])).spacing == pytest.approx((5e-4,) * 3)
+
+
 def test_the_array_is_kept_and_never_copied():
     array = np.zeros((3, 4, 5), np.int16)
     assert volume(array).array is array
