@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "summary.csv"
 
+BESIDE = (".json", ".raw", ".zraw", ".raw.gz", ".bval", ".bvec", ".txt", ".csv", ".pdf", ".db", ".ini")
+"""Endings of what lies beside scans and is none: voxels of a .mhd or .nhdr file, notes, and what Windows leaves."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -50,7 +53,7 @@ def run_cohort(subjects, output, settings, again=False, progress=None, cancelled
     """Run the pipeline for every subject, into a folder of its own under `output`.
 
     settings: keyword arguments of `pipeline.Request` but sources and reference. again: True: also those that are
-    finished (the same settings and unchanged source files). progress and cancelled: as in `pipeline.run`.
+    finished (the same settings and weights, unchanged source files). progress and cancelled: as in `pipeline.run`.
 
     A subject that fails does not stop the others. Returns a dict per subject (subject, state "done", "kept" or
     "failed", seconds, message, scores), which summary.csv in `output` holds too, updated after every subject.
@@ -107,32 +110,43 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
 
 
 def _subject_of_folder(folder):
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.suffix != ".json"]
-    return Subject(folder.name, tuple((path, None) for path in files))
+    found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    scans = [path for path in found if path.is_dir() or not path.name.lower().endswith(BESIDE)]
+    return Subject(folder.name, tuple((path, None) for path in scans))
 
 
 def _subjects_of_table(path):
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            # Spreadsheets write semicolons where the comma is the decimal sign.
+            first = file.readline()
+            separator = max(",;\t", key=first.count)
+            file.seek(0)
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file, delimiter=separator)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{path.name!r} cannot be read as a CSV file: save it as UTF-8 text.") from error
-    columns = list(rows[0]) if rows else []
-    used = [column for column in columns if column and column.strip().upper() in MODALITIES]
-    if "subject" not in columns or not used:
+    titles, *lines = [line for line in lines if any(line)] or [[]]
+    titles = [title.upper() for title in titles]
+    used = [n for n, title in enumerate(titles) if title in MODALITIES]
+    if "SUBJECT" not in titles or not used or not lines:
         raise FileError(
-            f"{path.name!r} needs the column subject and columns of paths named by modality: {', '.join(MODALITIES)}."
+            f"{path.name!r} needs the column subject, columns of paths named by modality ({', '.join(MODALITIES)}), and"
+            " a line for each subject."
         )
     subjects, seen = [], set()
-    for row in rows:
-        name = (row["subject"] or "").strip()
+    for line in lines:
+        if len(line) > len(titles):
+            raise FileError(
+                f"{path.name!r} has a line of more cells than titles: put text that holds {separator!r} in quotes."
+            )
+        line += [""] * (len(titles) - len(line))
+        name = line[titles.index("SUBJECT")]
         if not name or name in (".", "..") or "/" in name or "\\" in name:
             raise FileError(f"{path.name!r} has a subject {name!r}: use names that can be folders.")
         if name in seen:
             raise FileError(f"{path.name!r} has the subject {name!r} twice: use each name once.")
         seen.add(name)
-        sources = [(path.parent / row[c].strip(), c.strip().upper()) for c in used if (row[c] or "").strip()]
-        subjects.append(Subject(name, tuple(sources)))
+        subjects.append(Subject(name, tuple((path.parent / line[n], titles[n]) for n in used if line[n])))
     return subjects
 
 
@@ -141,8 +155,9 @@ def _is_visible_folder(path):
 
 
 def _fingerprint(subject, settings):
-    """Changes with the settings, and with the sources' names, sizes and times."""
+    """Changes with the settings, the weights, and the sources' names, sizes and times."""
     from . import __version__
+    from .fusion.registry import find, weights_hash
 
     files = []
     for path, modality in subject.sources:
@@ -152,15 +167,18 @@ def _fingerprint(subject, settings):
                 files.append((file.name, modality, state.st_size, state.st_mtime_ns))
     coloring = settings.get("coloring")
     plain = settings | {"coloring": asdict(coloring) if coloring else None}
-    text = json.dumps([__version__, plain, files], sort_keys=True, default=str)
+    weights = weights_hash(find(settings["method"]))
+    text = json.dumps([__version__, weights, plain, files], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _finished(folder, mark):
-    """The report of a finished subject, or None."""
+    """The report of a finished subject all of whose files are there, or None."""
     try:
         if (folder / "request.sha256").read_text().strip() == mark:
-            return json.loads((folder / REPORT).read_text(encoding="utf-8"))
+            report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+            if all((folder / name).is_file() for name in report["files"]):
+                return report
     except (OSError, ValueError):
         pass
     return None

@@ -349,6 +349,46 @@ def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
 
 
 @pytest.mark.parametrize(
+    "table",
+    (
+        'Subject,MR,CT\n\n"one, two",anna/t1.nrrd,anna/ct.nrrd\n,,\n',
+        "subject;MR;CT\none, two;anna/t1.nrrd;anna/ct.nrrd\n;;\n",
+        "\ufeffsubject;note;MR;CT;PT\none, two;x;anna/t1.nrrd;anna/ct.nrrd\n",
+        'MR,mr,subject\nanna/ct.nrrd,anna/t1.nrrd,"one, two"\n',
+    ),
+)
+def test_tables_as_spreadsheets_write_them(call, cohort, table):
+    (cohort / "in" / "list.csv").write_text(table, encoding="utf-8")
+    arguments = ("--registration", "none", "--method", "average", "-o", cohort / "out")
+    assert call("batch", cohort / "in" / "list.csv", *arguments)[0] == 0
+    report = json.loads((cohort / "out" / "one, two" / "report.json").read_text())
+    assert len(report["sources"]) == 2
+
+
+def test_batch_leaves_out_what_lies_beside_the_scans(call, cohort):
+    scan = read_volume(cohort / "in" / "anna" / "t1.nrrd")
+    folder = cohort / "in" / "ben"
+    (folder / "t1.nrrd").unlink()
+    write_volume(scan, folder / "t1.mhd")  # and a second file with the voxels
+    for name in ("Thumbs.db", "desktop.ini", "notes.TXT"):
+        (folder / name).write_text("x")
+    arguments = ("--registration", "none", "--method", "average", "-o", cohort / "out")
+    assert call("batch", cohort / "in", *arguments)[0] == 0, summary(cohort)
+
+
+def test_batch_does_again_what_is_no_longer_whole_or_of_other_weights(call, cohort, monkeypatch):
+    (cohort / "in" / "ben" / "t1.nrrd").write_bytes((cohort / "in" / "anna" / "t1.nrrd").read_bytes())
+    arguments = (cohort / "in", "--registration", "none", "--method", "average", "-o", cohort / "out")
+    assert call("batch", *arguments)[0] == 0
+    (cohort / "out" / "ben" / "fused.nrrd").unlink()
+    assert call("batch", *arguments)[0] == 0
+    assert [row["state"] for row in summary(cohort).values()] == ["kept", "done", "kept"]
+    monkeypatch.setattr("MedFusionLib.fusion.registry.weights_hash", lambda method: "trained anew")
+    assert call("batch", *arguments)[0] == 0
+    assert [row["state"] for row in summary(cohort).values()] == ["done"] * 3
+
+
+@pytest.mark.parametrize(
     ("table", "said"),
     (
         ("", "needs the column subject"),
@@ -356,7 +396,8 @@ def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
         ("subject,first,second\na,b,c\n", "columns of paths named by modality"),
         ("subject,CT,MR\n../a,b,c\n", "use names that can be folders"),
         ("subject,CT,MR\na,b,c\na,b,c\n", "'a' twice"),
-        ("subject,CT,MR\n", "needs the column subject"),
+        ("subject,CT,MR\n", "a line for each subject"),
+        ("subject,CT,MR\nDoe, Jane,a,b\n", "put text that holds ',' in quotes"),
     ),
 )
 def test_tables_that_are_none_are_refused(call, tmp_path, table, said):
