@@ -324,9 +324,9 @@ def batch(
     """Run the whole job for every subject of a cohort; run it again to go on where it stopped.
 
     A subject's folder holds two or three files or DICOM folders. A CSV file has the column [b]subject[/b] and two or
-    three of [b]CT, MR, PT, NM, US, OT[/b] (one may come twice) with paths, relative to the CSV file. The reference is the
-    first there is of CT, MR, PT, NM, US, OT. A failed subject does not stop the others; summary.csv tells how each one went, and the exit
-    code is 1 if any failed.
+    three of [b]CT, MR, PT, NM, US, OT[/b] (one may come twice) with paths, relative to the CSV file. The reference is
+    the first there is of CT, MR, PT, NM, US, OT. A failed subject does not stop the others; summary.csv tells how each
+    one went, and the exit code is 1 if any failed.
 
     [b]Examples[/b]
 
