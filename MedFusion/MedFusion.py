@@ -118,6 +118,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNodeGuiTag = None
         self._run = None
         self._complaint = False
+        self._watched = set()
         # Last, and it starts the mixin too: without a parent Slicer calls setup() from in there.
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
@@ -159,6 +160,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.installButton.connect("clicked()", self.onInstallButton)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
         self._missing = install.missing()
         self.initializeParameterNode()
 
@@ -184,6 +186,12 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndClose(self, caller, event):
         self.initializeParameterNode()
 
+    def onSceneEndImport(self, caller, event):
+        # A scene's parameters are loaded before the scans that they name.
+        if self._parameterNode is not None:
+            self.setParameterNode(None)
+            self.initializeParameterNode()
+
     def initializeParameterNode(self):
         if self.logic:
             self.setParameterNode(self.logic.getParameterNode())
@@ -193,10 +201,21 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
             self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
         self._parameterNode = parameterNode
+        self._watch()
         if self._parameterNode is not None:
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui.MedFusion)
             self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
             self._onParameters()
+
+    def _watch(self):
+        """Follow the chosen scans: one may get its voxels, as while a scene is loaded, or another name later."""
+        chosen = {getattr(self._parameterNode, name) for name in INPUTS} if self._parameterNode else set()
+        chosen.discard(None)
+        for node in self._watched - chosen:
+            self.removeObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParameters)
+        for node in chosen - self._watched:
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParameters)
+        self._watched = chosen
 
     def onApplyButton(self):
         """Start, or cancel what runs."""
@@ -286,6 +305,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameters = self._parameterNode
         if parameters is None:
             return
+        self._watch()
         if caller is not None and self._complaint:
             self._say("")  # it was about what the parameters were
         for name, combo in self._combos.items():
@@ -589,8 +609,10 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
             mrml.show(scene)
         total = sum(result.seconds.values())
         method = methods()[run.request.method]
-        summary = _("{names}: {method}, {model} registration, {seconds:.1f} s").format(
-            names=" + ".join(run.names), method=method.title, model=run.request.registration, seconds=total
+        model = run.request.registration
+        aligned = _("not registered") if model == "none" else _("{model} registration").format(model=model)
+        summary = _("{names}: {method}, {aligned}, {seconds:.1f} s").format(
+            names=" + ".join(run.names), method=method.title, aligned=aligned, seconds=total
         )
         messages = (*result.messages, *run.notes)
         return FusionOutcome(scene, dict(result.scores), dict(result.seconds), messages, summary)

@@ -238,11 +238,11 @@ def _add_transform(registration, moving, source, fixed, parent):
     present = vtk.vtkGeneralTransform()
     before = moving.GetParentTransformNode()
     straight = before is None or before.IsTransformToWorldLinear()
-    to_world = _matrix_to_world(moving)
-    if straight and isinstance(source, Volume):
-        # Where the scan lay when it was registered: it may have been moved since, while the work ran.
-        to_world = source.affine @ np.linalg.inv(_matrix_to_ras(moving))
     if straight:
+        to_world = _matrix_to_world(moving)
+        if isinstance(source, Volume):
+            # Where the scan lay when it was registered: it may have been moved since, while the work ran.
+            to_world = source.affine @ np.linalg.inv(_matrix_to_ras(moving))
         present.Concatenate(slicer.util.vtkMatrixFromArray(to_world))
     else:
         vtkMRMLTransformNode.GetTransformBetweenNodes(before, None, present)

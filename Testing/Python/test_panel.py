@@ -108,6 +108,7 @@ def test_scores_come_with_a_result_and_go_with_the_scene(panel, nodes):
     assert table.visible
     names = [table.item(row, 0).text() for row in range(table.rowCount)]
     assert "Structural similarity (SSIM)" in names
+    assert "Average, not registered," in panel.ui.summaryLabel.text
     assert all(name.endswith(")") for name in names), "a measure is not explained"
     assert panel.ui.messageLabel.text
     slicer.mrmlScene.Clear(0)
@@ -323,6 +324,40 @@ def test_parameters_are_saved_with_the_scene(module, panel, nodes, tmp_path):
     slicer.mrmlScene.Import()
     parameters = module.MedFusionLogic().getParameterNode()
     assert (parameters.method, parameters.opacity) == ("maximum", 0.25)
+
+
+def test_a_scan_that_gets_its_voxels_or_its_name_later(panel, nodes):
+    import slicer
+
+    late = _empty()
+    choose(panel, [late, nodes[1]])
+    assert "“empty” has no voxels" in panel.ui.reasonLabel.text
+    slicer.util.updateVolumeFromArray(late, slicer.util.arrayFromVolume(nodes[0]).copy())
+    assert panel.ui.applyButton.enabled, panel.ui.reasonLabel.text
+    late.SetName("Knee")
+    assert panel.ui.referenceCombo.itemText(0) == "Knee"
+    choose(panel, nodes[:2])
+    late.SetName("not chosen any more")
+    assert panel.ui.referenceCombo.itemText(0) == nodes[0].GetName()
+
+
+def test_a_scene_loaded_from_disk_can_be_fused(panel, nodes, tmp_path):
+    """Its parameters come before the voxels of its scans."""
+    import slicer
+
+    choose(panel, nodes)
+    for node in nodes:
+        node.AddDefaultStorageNode()
+        node.GetStorageNode().SetFileName(str(tmp_path / f"{node.GetName()}.nrrd"))
+        assert node.GetStorageNode().WriteData(node)
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    assert slicer.mrmlScene.Commit()
+    slicer.mrmlScene.Clear(0)
+    assert not panel.ui.applyButton.enabled
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    slicer.mrmlScene.Import()
+    assert panel.ui.firstSelector.currentNode().GetName() == "CT"
+    assert panel.ui.applyButton.enabled, panel.ui.reasonLabel.text
 
 
 def test_what_is_missing_is_offered_for_installation(module, panel, nodes, monkeypatch):
