@@ -36,6 +36,24 @@ _HEADER = [
 ]  # fmt: skip
 
 
+@contextlib.contextmanager
+def _unheard():
+    """pydicom warns and logs in words that quote the header's values, hundreds of times: not in anybody's log."""
+    logger = logging.getLogger("pydicom")
+    logger.addFilter(_nothing)  # not its level, which pydicom sets when it is imported
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record):
+    return False
+
+
+@_unheard()
 def read_series(path, series=None):
     """Read one series as a Volume.
 
@@ -152,14 +170,11 @@ def _scan(path):
         if file.name == "DICOMDIR":
             continue
         try:
-            with warnings.catch_warnings():
-                # Its warnings quote values of the header.
-                warnings.simplefilter("ignore")
-                header = pydicom.dcmread(file, specific_tags=[*_HEADER, 0x70531000], stop_before_pixels=True)
-                if "Rows" in header and "Columns" in header:
-                    # The place too: what makes a series anonymous may give all its images one UID, or none.
-                    image = header.get("SOPInstanceUID"), str(header.get("ImagePositionPatient"))
-                    groups[str(header.get("SeriesInstanceUID", ""))].setdefault(image, header)
+            header = pydicom.dcmread(file, specific_tags=[*_HEADER, 0x70531000], stop_before_pixels=True)
+            if "Rows" in header and "Columns" in header:
+                # The place too: what makes a series anonymous may give all its images one UID, or none.
+                image = header.get("SOPInstanceUID"), str(header.get("ImagePositionPatient"))
+                groups[str(header.get("SeriesInstanceUID", ""))].setdefault(image, header)
         except (pydicom.errors.InvalidDicomError, EOFError, ValueError, TypeError):
             continue
     return {uid: list(headers.values()) for uid, headers in groups.items()}

@@ -208,6 +208,19 @@ def test_no_patient_in_the_log(tmp_path, caplog):
     assert "DOE" not in caplog.text and "4711" not in caplog.text and str(tmp_path) not in caplog.text
 
 
+def test_what_the_dicom_library_has_to_say_of_a_header_is_not_heard(tmp_path, caplog, recwarn):
+    """It quotes values, once or more for every file."""
+    with pytest.warns(UserWarning, match="JANE"):
+        write_series(tmp_path / "pt", modality="PT", Units="BQML", SeriesInstanceUID="1.JANE")
+    caplog.clear()
+    recwarn.clear()
+    read_volume(tmp_path / "pt")
+    assert "stays in Bq/mL" in caplog.text
+    assert "JANE" not in caplog.text
+    assert not recwarn.list
+    assert not logging.getLogger("pydicom").filters
+
+
 # PET
 
 INJECTED = datetime(2024, 5, 6, 23, 40, 0)
