@@ -53,10 +53,11 @@ def write_result(result, request, folder, more=None):
 
 
 def _earlier(folder):
-    """Names of the files of the result that lies in a folder, as its report says."""
+    """Names of the files of the result that lies in a folder, as its report says, if it is one of MedFusion's."""
     try:
-        names = json.loads((folder / REPORT).read_text(encoding="utf-8"))["files"]
-        return {name for name in names if Path(name).name == name}
+        said = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        mine = "MedFusion.Version" in said["fusion"]
+        return {name for name in said["files"] if mine and Path(name).name == name}
     except (OSError, ValueError, TypeError, KeyError):
         return set()
 

@@ -157,6 +157,10 @@ def test_run_writes_everything(call, folder, tmp_path):
     assert call("run", *sources[:2], "--method", "maximum", "--registration", "none", "-o", tmp_path / "out")[0] == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["fusion"]["MedFusion.Method"] == "maximum"
     assert files(tmp_path / "out") == ["fused.nrrd", "notes.txt", "report.json", "scores.csv"]
+    # Nor does another program's report, by the same name, say what may go.
+    (tmp_path / "out" / "report.json").write_text('{"files": ["notes.txt"], "fusion": {}}')
+    assert call("run", *sources[:2], "--method", "maximum", "--registration", "none", "-o", tmp_path / "out")[0] == 0
+    assert "notes.txt" in files(tmp_path / "out")
     # A result is no source for what takes its place.
     fused = tmp_path / "out" / "fused.nrrd"
     code, _, err = call("run", sources[0], fused, "--registration", "none", "-o", tmp_path / "out")
