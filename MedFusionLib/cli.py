@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -219,7 +220,9 @@ def run(
 
     require_folder(output)
     _keep_apart(sources, *(output / name for name in NAMES))
+    began = time.perf_counter()
     volumes = _read(sources, modality, series)
+    read = time.perf_counter() - began
     if reference > len(volumes):
         raise typer.BadParameter(f"--reference {reference}, but there are {len(volumes)} sources.")
     request = Request(
@@ -236,6 +239,7 @@ def run(
     )
     with _bar() as progress:
         result = run_pipeline(request, progress)
+    result.seconds["read"] += read
     names = write_result(result, request, output)
     _print_messages(result.messages)
     print_scores(result.scores)

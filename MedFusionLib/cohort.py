@@ -85,10 +85,12 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
                 " folder must go elsewhere, or a CSV file can name the scans."
             )
         volumes = [read_volume(path, modality) for path, modality in subject.sources]
+        read = time.perf_counter() - began
         order = {modality: place for place, modality in enumerate(MODALITIES)}
         reference = min(range(len(volumes)), key=lambda n: order[volumes[n].modality], default=0)
         request = Request(tuple(volumes), reference, **settings)
         result = run(request, progress, cancelled)
+        result.seconds["read"] += read
         unknown = [
             f"{volume.title} does not say what it is: a CSV file can, by the name of its column."
             for volume, (_, modality) in zip(volumes, subject.sources, strict=True)

@@ -352,6 +352,21 @@ def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
     assert json.loads((cohort / "out" / "two" / "report.json").read_text())["reference"] == "CT"
 
 
+@pytest.mark.parametrize("verb", ("run", "batch"))
+def test_reading_counts_as_time(call, cohort, monkeypatch, verb):
+    def slow(*arguments, **options):
+        time.sleep(0.3)
+        return read_volume(*arguments, **options)
+
+    monkeypatch.setattr("MedFusionLib.files.read_volume", slow)
+    monkeypatch.setattr("MedFusionLib.cohort.read_volume", slow)
+    anna = cohort / "in" / "anna"
+    sources = [anna / "ct.nrrd", anna / "t1.nrrd"] if verb == "run" else [cohort / "in"]
+    call(verb, *sources, "--registration", "none", "--method", "average", "-o", cohort / "out")
+    report = cohort / "out" / ("report.json" if verb == "run" else "anna/report.json")
+    assert json.loads(report.read_text())["seconds"]["read"] >= 0.6
+
+
 @pytest.mark.parametrize(
     "table",
     (
