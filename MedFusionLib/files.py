@@ -124,8 +124,9 @@ def write_volume(volume, path):
 def require_writable(path):
     """Raise FileError if `write_volume` could not write to `path`, as far as that can be told before."""
     path = Path(path)
-    if _ending(path.name) not in WRITABLE:
-        raise FileError(f"{path.name!r}: write {', '.join(WRITABLE)}; the ending says which.")
+    # ITK knows the small ones alone, and writes others under another name or not at all.
+    if not path.name.endswith(WRITABLE):
+        raise FileError(f"{path.name!r}: write {', '.join(WRITABLE)}, in small letters; the ending says which.")
     require_place(path)
 
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import FileError
-from .files import write_volume
+from .files import WRITABLE, write_volume
 from .normalize import display_range
 
 REPORT = "report.json"
@@ -123,6 +123,8 @@ def require_folder(folder):
     """Raise FileError if `folder` is a file, or could not be made or written to, as far as that can be told before."""
     if folder.exists() and not folder.is_dir():
         raise FileError(f"{folder.name!r} is a file: name a folder for the results.")
+    if folder.name.lower().endswith(WRITABLE) and not folder.exists():
+        raise FileError(f"{folder.name!r} is a file's name, and the results are several: name a folder.")
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise FileError(f"{folder.name!r} cannot be written: {there.name!r} is no folder you may write to.")

@@ -200,6 +200,7 @@ def test_the_report_is_json_and_names_nobody(tmp_path):
         (("run", "ct.nii.gz", "t1.nii.gz", "-m", "CT", "-o", "out"), 2, "--modality is given 1 times for 2"),
         (("run", "ct.nii.gz", "t1.nii.gz", "-m", "CT", "-m", "MRI", "-o", "out"), 1, "'MRI' is not one of CT, MR"),
         (("run", "ct.nii.gz", "t1.nii.gz", "-o", "ct.nii.gz"), 1, "'ct.nii.gz' is a file: name a folder"),
+        (("run", "ct.nii.gz", "t1.nii.gz", "-o", "fused.nii.gz"), 1, "'fused.nii.gz' is a file's name, and the"),
         (("run", "ct.nii.gz", "t1.nii.gz", "--device", "cuda:99", "-o", "out"), 1, "this machine has no cuda:99"),
         (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "f.nrrd"), 1, "is not on the grid of “ct”: register or resample it"),
         (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "f.jpg"), 1, "'f.jpg': write .nii.gz"),

@@ -245,6 +245,10 @@ def test_a_folder_without_images_is_refused(tmp_path):
 def test_unknown_endings_and_folders_are_refused(tmp_path):
     with pytest.raises(FileError, match=r"'v\.jpg': write \.nii\.gz"):
         write_volume(scan(), tmp_path / "v.jpg")
+    for name in ("v.MHA", "v.NII.GZ"):  # the first was written as v.mhd
+        with pytest.raises(FileError, match="in small letters"):
+            write_volume(scan(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(FileError, match=r"folder of 'v\.nrrd' does not exist"):
         write_volume(scan(), tmp_path / "no" / "v.nrrd")
 
