@@ -209,7 +209,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _watch(self):
         """Follow the chosen scans: one may get its voxels, as while a scene is loaded, or another name later."""
-        chosen = {getattr(self._parameterNode, name) for name in INPUTS} if self._parameterNode else set()
+        chosen = {getattr(self._parameterNode, name) for name in INPUTS} if self._parameterNode is not None else set()
         chosen.discard(None)
         for node in self._watched - chosen:
             self.removeObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParameters)

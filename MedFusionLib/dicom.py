@@ -82,14 +82,22 @@ def read_series(path, series=None):
     modality = _text(first, "Modality")
     modality = modality if modality in MODALITIES else "OT"
     units = ""
-    # Air is far below zero in HU; a CT without a rescale intercept is in some scale of the scanner's own.
-    if modality == "CT" and _text(first, "RescaleType") in ("HU", "US", "") and array.min() <= -500:
+    if modality == "CT" and _is_hu(first, frames[0].intercept, array.min()):
         units = "HU"
     elif modality == "PT":
         factor, units = suv_factor(headers)
         array *= np.float32(factor)
     name = _text(first, "SeriesDescription") or modality
     return Volume(_compact(array), LPS @ affine, modality, units, name)
+
+
+def _is_hu(header, intercept, least):
+    """Whether a CT is in HU: air is far below zero, or would be by the intercept where a crop has none. Without either
+    it is in some scale of the scanner's own, whatever its header says."""
+    said = _text(header, "RescaleType")
+    if intercept is None:
+        intercept = float(header.get("RescaleIntercept") or 0)
+    return said in ("HU", "US", "") and (min(least, intercept) <= -500 or (said == "HU" and least < 0))
 
 
 def suv_factor(headers):

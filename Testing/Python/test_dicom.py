@@ -46,9 +46,9 @@ def save(dataset, pixels, file):
     dataset.save_as(file, enforce_file_format=True)
 
 
-def write_series(folder, places=None, step=None, turn=None, start=0, slopes=None, **tags):
+def write_series(folder, places=None, step=None, turn=None, start=0, slopes=None, least=0, **tags):
     """Write slices; stored values (K, J, I). places: millimetres along the normal; step: vector between slices."""
-    stored = np.random.default_rng(3).integers(0, 3000, SHAPE)
+    stored = np.random.default_rng(3).integers(least, 3000, SHAPE)
     turn = np.eye(3) if turn is None else turn
     step = 2.5 * turn[:, 2] if step is None else np.array(step, float)
     # Written out of order: the position counts, not the name.
@@ -107,6 +107,24 @@ def test_a_tilted_gantry_keeps_every_voxel_in_its_place(tmp_path, caplog):
     for k in (0, 3, 5):
         expected = np.array([-12.5, 30, 100]) + k * step
         np.testing.assert_allclose((LPS @ ct.affine @ (0, 0, k, 1))[:3], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tags", "units"),
+    (
+        ({}, "HU"),
+        ({"RescaleType": "HU"}, "HU"),
+        ({"RescaleType": "US", "RescaleIntercept": 0}, ""),
+        ({"RescaleType": "HU", "RescaleIntercept": 0}, ""),
+        ({"RescaleType": "HU", "RescaleIntercept": -100}, "HU"),
+        ({"RescaleType": "OD"}, ""),
+    ),
+)
+def test_a_ct_without_air_may_be_in_hu_too(tmp_path, tags, units):
+    stored = write_series(tmp_path / "ct", least=900 if tags.get("RescaleIntercept") is None else 60, **tags)
+    ct = read_volume(tmp_path / "ct")
+    assert ct.units == units
+    np.testing.assert_array_equal(ct.array, stored + tags.get("RescaleIntercept", -1024))
 
 
 def test_missing_slices_are_refused(tmp_path):
