@@ -11,6 +11,10 @@ CT_WINDOW = (-100.0, 900.0)
 
 MAX_SAMPLES = 1_000_000
 
+FAR = 10
+"""How many times as bright as all but a thousandth of a scan a few voxels may be: others are spikes, or a map's failed
+fits, beside which all else would be background."""
+
 
 def looks_like_hu(volume):
     """Whether a CT's values are Hounsfield units: said so, or air lies far below zero."""
@@ -22,7 +26,7 @@ def display_range(volume):
 
     The volume's own `display_range` where it has one. Else CT in HU: `CT_WINDOW`; PET and SPECT: 0 to
     the 99.95th percentile (a small hot spot must not saturate); others: 0, or the 0.5th percentile where
-    values go below zero, to the 99.8th percentile of what is not background.
+    values go below zero, to the 99.8th percentile of what is neither background nor `FAR` beyond the rest.
 
     Raises VolumeError for a volume that is constant, not finite or not scalar.
     """
@@ -35,7 +39,10 @@ def display_range(volume):
     low, high = float(volume.array.min()), float(volume.array.max())
     functional = volume.modality in ("PT", "NM")
     black = 0.0 if low >= 0 or functional else float(np.percentile(values, 0.5))
-    body = values[values > black + 0.02 * (high - black)]
+    most = float(np.percentile(values, 99.9))
+    if not functional and most > black and high - black > FAR * (most - black):
+        high = most
+    body = values[(values > black + 0.02 * (high - black)) & (values <= high)]
     if body.size < 16:
         return (min(black, low), high)
     white = float(np.percentile(body, 99.95 if functional else 99.8))

@@ -41,6 +41,14 @@ def test_mr_is_stretched_over_its_tissue_and_not_its_background():
     assert white == pytest.approx(np.percentile(values[values > 2], 99.8), rel=0.02)
 
 
+def test_a_few_wild_voxels_do_not_blacken_the_rest():
+    values = head(shape=(40, 44, 46))
+    expected = display_range(volume(values))
+    values[6, 5, 4:24] = 1e6  # 20 failed fits of an ADC map
+    assert display_range(volume(values)) == pytest.approx(expected, rel=0.1)
+    assert display_range(volume(values, "PT"))[1] > 1e5  # a lesion may be as small
+
+
 def test_a_small_hot_spot_does_not_saturate_in_pet():
     values = head(5, (40, 64, 64))
     values[20, 30:33, 30:33] = 18.0  # 9 of 160 000 voxels
