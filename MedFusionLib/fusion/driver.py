@@ -40,7 +40,7 @@ def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto"
 
     sources: scalar Volumes with the same grid (resample first). method: a name of `methods()`.
     mode: "volume" or "slice"; axis: "axial", "coronal" or "sagittal" (the nearest grid axis), for slices.
-    A 2-D method in volume mode fuses axial slices; a single slice is fused as it lies. One intensity mapping per
+    A single slice is fused as it lies. One intensity mapping per
     volume, never per slice. How the arrays lie in memory does not matter; a mirrored grid gives exactly the mirrored
     result only by methods whose filters are symmetric (those without training, and where no odd size has to be
     padded `medfusion`).
@@ -127,7 +127,9 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
         if hasattr(fuser, "prepare"):
             fuser.prepare(torch.from_numpy(units()), modalities)
         if plane is None and hasattr(fuser, "fuse_volume"):
-            fuser.fuse_volume(units, units.shape, modalities, store, step)
+            axis = _slice_axis(first, fuser.along) if hasattr(fuser, "along") else 0
+            read, shape, put = _turned(units, units.shape, store, axis)
+            fuser.fuse_volume(read, shape, modalities, put, step)
         else:
             along = None if plane is None else _slice_axis(first, plane)
             parts = list(_parts(units.shape, along, fuser.halo))
@@ -152,6 +154,27 @@ def _slice_axis(volume, plane):
     """The array axis that slices follow each other on: of a single slice its own, whatever plane was asked for."""
     single = [axis for axis, size in enumerate(volume.array.shape) if size == 1]
     return single[0] if len(single) == 1 else volume.anatomical_axis(plane)
+
+
+def _turned(read, shape, store, axis):
+    """`fuse_volume`'s read, shape and store of a volume whose slices follow each other on `axis`, as its first one."""
+    if axis == 0:
+        return read, shape, store
+
+    def window(turned):
+        rest = list(turned)
+        rest.insert(axis, rest.pop(0))
+        return tuple(rest)
+
+    def put(turned, values, shares):
+        store(window(turned), np.moveaxis(values, 0, axis), np.moveaxis(shares, 1, axis + 1))
+
+    rest = [size for n, size in enumerate(shape) if n != axis]
+    return (
+        lambda turned: np.ascontiguousarray(np.moveaxis(read(window(turned)), axis + 1, 1)),
+        (shape[axis], *rest),
+        put,
+    )
 
 
 def _parts(shape, along, halo):

@@ -12,7 +12,7 @@ methods differ in:
 The output gives each source a logit from its own features beside the fused ones; the softmax over the sources
 makes weights of them. So every fused voxel is a weighted mean of its sources, whose weights
 say which one leads: trained to let PET lead where uptake is high and MRI where anatomy is fine, see
-`training.pairs`. Volumes: slice by slice.
+`training.pairs`. Volumes: axial slices, each source's features with those of their neighbours, see `networks.through`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ mean of its sources and nothing is invented: it sees two sources and what kind t
 other), a softmax over the sources makes weights of its answers, and a third source meets each of the two. The right
 U-Net has one output per kind in place of one per source. The loss adds to the decoding the quality of the
 fusion and what a reader looks for, see `training.pairs`. U-Nets: MONAI's BasicUNet, without normalisation, as what
-is learnt per image would let the slices of a volume flicker. Volumes: slice by slice.
+is learnt per image would let the slices of a volume flicker. Volumes: axial slices, each with what the left U-Net
+sees in its neighbours at every scale, see `networks.through`.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Fuser(Protocol):
     `provenance` (optional, from `prepare` on): attributes that the fused volume gets beside the usual ones.
     `fuse_volume(read, shape, modalities, store, step)` (optional): does whole volumes itself, part by part, see
     `networks.medfusion_tiles.fuse_volume`.
+    `along` (optional): "axial", "coronal" or "sagittal", the slices that `fuse_volume` wants on its first axis.
     """
 
     halo: int | None
@@ -106,7 +107,6 @@ def _table():
             "Fan et al., A semantic-based medical image fusion approach, 2019",
             convex=True,
             home="fwnet",
-            dimensions=(2,),
             licence=ATLAS,
             weights="fwnet.safetensors",
         ),
@@ -116,7 +116,6 @@ def _table():
             "MedFusion's own: a CNN branch per modality, features concatenated at four scales",
             convex=True,
             home="feature_extraction",
-            dimensions=(2,),
             licence=ATLAS,
             weights="feature_concatenation.safetensors",
         ),
@@ -126,7 +125,6 @@ def _table():
             "MedFusion's own: a CNN branch per modality, attention over the sources at four scales",
             convex=True,
             home="feature_extraction",
-            dimensions=(2,),
             licence=ATLAS,
             weights="feature_attention.safetensors",
         ),

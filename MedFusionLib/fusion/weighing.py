@@ -1,10 +1,14 @@
-"""Fusion by the weight maps of a network that sees the sources and their modalities, slice by slice."""
+"""Fusion by the weight maps of a network that sees the sources and their modalities.
+
+Volumes go slice after slice along their axial axis, each with what its neighbours show (`networks.through`).
+"""
 
 from __future__ import annotations
 
 import torch
 
 from .networks.pairwise import kinds_of
+from .slabs import device_of, each_volume, rows
 
 
 def within(fused, sources):
@@ -28,16 +32,40 @@ def slice_by_slice(weigh, sources):
 
 
 class WeighingFuser:
-    """The `Fuser` of a network(sources, kinds) -> shares. Its weight maps are exact."""
+    """The `Fuser` of a `ThroughNet`. Its weight maps are exact."""
 
     halo = None
+    along = "axial"
 
     def __init__(self, network):
         self.network = network
 
     def __call__(self, sources, modalities):
+        if sources.ndim == 5:
+            return each_volume(self.fuse_volume, sources, modalities)
         kinds = torch.tensor([kinds_of(modalities)], device=sources.device)
         return slice_by_slice(lambda one: self.network(one, kinds), sources)
+
+    def fuse_volume(self, read, shape, modalities, store, step):
+        """A `Fuser`'s, see `registry`."""
+        device = device_of(self.network)
+        kinds = torch.tensor([kinds_of(modalities)], device=device)
+
+        def encoded(k):
+            source = torch.from_numpy(read(rows(k, k + 1))).to(device).transpose(0, 1)
+            return source, self.network.encode(source, kinds)
+
+        source, here = encoded(0)
+        before = here
+        for k in range(shape[0]):
+            step(k, shape[0])
+            following, after = encoded(k + 1) if k + 1 < shape[0] else (None, here)
+            features = self.network.across(before, here, after)
+            # What the next slice does not need is let go before the largest part of the work.
+            before, here = here, after
+            shares = self.network.weigh(features, kinds, shape[1:])
+            store(rows(k, k + 1), weighted(source, shares).cpu().numpy(), shares.transpose(0, 1).cpu().numpy())
+            source = following
 
 
 def build(network):

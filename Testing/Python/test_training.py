@@ -64,6 +64,42 @@ def test_cancelled_training_keeps_the_last_epoch(data, tmp_path):
     assert torch.load(tmp_path / "sesf.checkpoint.pt", weights_only=True)["epochs"] == 1
 
 
+@pytest.fixture
+def stacks(data, monkeypatch):
+    """The small atlas with nine slices to train on, and FW-Net's recipe cut short: one epoch, then two of stacks."""
+    for kind in ("CT", "MRI"):
+        folder = data / "CT-MRI" / kind
+        for n in range(2, 10):
+            Image.open(folder / "7001.png").rotate(7 * n).save(folder / f"700{n}.png")
+    recipe = trainer.RECIPES["fwnet"]
+    volumes = replace(recipe.volumes, epochs=2, steps=1)
+    monkeypatch.setitem(trainer.RECIPES, "fwnet", replace(recipe, steps=1, size=1, volumes=volumes))
+    return data
+
+
+def test_the_layers_across_slices_learn_in_a_stage_of_their_own(stacks, tmp_path):
+    whole = load_file(trainer.train("fwnet", stacks, tmp_path / "whole", epochs=1, device="cpu").weights)
+    kept = []
+    for ended in ("with the first stage", "within the second"):
+        cancel = iter((False, True)).__next__
+        with pytest.raises(Cancelled):
+            trainer.train("fwnet", stacks, tmp_path / "parts", epochs=1, device="cpu", cancelled=cancel)
+        kept.append(torch.load(tmp_path / "parts" / "fwnet.checkpoint.pt", weights_only=True))
+        assert kept[-1]["epochs"] == len(kept), ended
+    parts = trainer.train("fwnet", stacks, tmp_path / "parts", epochs=1, device="cpu")
+    resumed = load_file(parts.weights)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), "as without a break"
+        assert torch.equal(kept[0]["network"][name], value) != name.startswith("through"), name
+    assert "CT-MRI, volume" in parts.card.read_text()
+
+
+def test_volumes_are_not_learnt_from_single_slices(data, tmp_path):
+    with pytest.raises(FileError, match="no subject has 8 slices"):
+        trainer.train("fwnet", data, tmp_path, epochs=1, device="cpu")
+    assert not (tmp_path / "fwnet.checkpoint.pt").exists()
+
+
 def test_wrong_requests_are_refused(data, tmp_path):
     with pytest.raises(MethodError, match="siamese"):
         trainer.train("average", data)

@@ -78,21 +78,69 @@ def test_slices_of_a_batch_do_not_touch_each_other(fuser):
     torch.testing.assert_close(fuser(sources[1:2], ("PT", "MR"))[0], fused[1:2])
 
 
-def test_a_volume_is_its_axial_slices_by_one_mapping(method):
-    stack = noise(2, 4, 24, 20).numpy() * np.array([0.4, 1, 0.7, 0.1])[:, None, None]
-    ct, mr = (
-        Volume(a, np.diag([1.0, 1, 3, 1]), m, display_range=(0, 1)) for a, m in zip(stack, ("CT", "MR"), strict=True)
-    )
-    whole = fuse([ct, mr], method, "volume", device="cpu")
-    one = fuse(
-        [v.__class__(v.array[1:2], v.affine, v.modality, display_range=(0, 1)) for v in (ct, mr)],
-        method,
-        "slice",
-        "axial",
-        "cpu",
-    )
-    np.testing.assert_allclose(whole.volume.array[1:2], one.volume.array, atol=1e-6)
-    assert len(whole.weights) == 2
+def pair(stack, affine=None):
+    """CT and MR `Volume`s of (2, K, J, I), displayed as they are."""
+    affine = np.diag([1.0, 1, 3, 1]) if affine is None else affine
+    return [Volume(a, affine, m, display_range=(0, 1)) for a, m in zip(stack, ("CT", "MR"), strict=True)]
+
+
+def test_slices_of_a_volume_are_fused_by_one_mapping(method):
+    stack = noise(2, 4, 24, 20).numpy() * np.array([0.4, 1, 0.7, 0.1], np.float32)[:, None, None]
+    whole = fuse(pair(stack), method, "slice", "axial", "cpu").volume.array
+    one = fuse(pair(stack[:, 1:2]), method, "slice", "axial", "cpu").volume.array
+    np.testing.assert_allclose(whole[1:2], one, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_volume_slice_after_slice_is_what_the_network_makes_of_all_at_once(method, fuser):
+    stack = noise(2, 5, 24, 20)
+    found = fuse(pair(stack.numpy()), method, device="cpu")
+    kinds = torch.tensor([[0, 1]]).expand(5, -1)
+    shares = fuser.network.stack(stack.transpose(0, 1), kinds).transpose(0, 1)
+    for mine, expected in zip(found.weights, shares, strict=True):
+        np.testing.assert_allclose(mine.array, expected, atol=1e-5)
+    np.testing.assert_allclose(found.volume.array, (shares * stack).sum(0), atol=1e-5)
+    torch.testing.assert_close(fuser(stack[None], ("CT", "MR"))[1][0], shares, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_slice_of_a_volume_sees_its_neighbours_and_no_more(fuser):
+    stack = noise(7, 2, 24, 20, seed=2)
+    changed = stack.clone()
+    changed[3] = noise(2, 24, 20, seed=9)
+    kinds = torch.tensor([[2, 1]]).expand(7, -1)
+    moved = (fuser.network.stack(stack, kinds) - fuser.network.stack(changed, kinds)).abs().amax((1, 2, 3))
+    assert (moved[2:5] > 1e-4).all()
+    assert (moved[[0, 1, 5, 6]] < 1e-6).all()
+
+
+def test_a_volume_upside_down_gives_the_same_upside_down(method):
+    stack = noise(2, 6, 24, 20).numpy()
+    up = fuse(pair(stack), method, device="cpu").volume.array
+    np.testing.assert_allclose(fuse(pair(stack[:, ::-1]), method, device="cpu").volume.array[::-1], up, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_volume_goes_through_its_axial_slices_however_it_was_scanned(method, place):
+    stack = noise(2, 5, 24, 20).numpy()
+    axial = fuse(pair(stack), method, device="cpu")
+    # Array axes are (K, J, I), the affine's columns I, J, K.
+    columns = [0, 1]
+    columns.insert(2 - place, 2)
+    affine = np.diag([1.0, 1, 3, 1])[:, [*columns, 3]]
+    found = fuse(pair(np.moveaxis(stack, 1, place + 1), affine), method, device="cpu")
+    np.testing.assert_allclose(np.moveaxis(found.volume.array, place, 0), axial.volume.array, atol=1e-6)
+    for mine, expected in zip(found.weights, axial.weights, strict=True):
+        np.testing.assert_allclose(np.moveaxis(mine.array, place, 0), expected.array, atol=1e-6)
+
+
+def test_untrained_layers_across_slices_change_nothing():
+    from MedFusionLib.fusion.networks.feature_net import FeatureNet
+    from MedFusionLib.fusion.networks.fwnet_net import FWNet
+
+    for network in (FWNet(), FeatureNet("attention")):
+        stack, kinds = noise(4, 2, 16, 16), torch.tensor([[0, 1]]).expand(4, -1)
+        torch.testing.assert_close(network.stack(stack, kinds), network(stack, kinds))
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from monai.networks.blocks import Convolution
 from torch import nn
 
 from .pairwise import OTHER, pad
+from .through import ThroughNet
 
 WIDTHS = (12, 16, 24, 32)
 """Features per scale, from full size to an eighth of it."""
@@ -72,16 +73,19 @@ class Attention(nn.Module):
 
         What a source scores depends on it and on the mean.
         """
-        mean = features.mean(1, keepdim=True).expand_as(features)
-        scores = self.score(torch.cat([features, mean], 2).flatten(0, 1)).view_as(features)
-        return (scores.softmax(1) * features).sum(1), torch.arange(self.outputs, device=features.device)
+        mean = features.mean(1)
+        # One source at a time: side by side they would be most of the network's memory.
+        seen = (torch.cat([one, mean], 1) for one in features.unbind(1))
+        shares = torch.stack([self.score(one) for one in seen], 1).softmax(1)
+        fused = sum(share * one for share, one in zip(shares.unbind(1), features.unbind(1), strict=True))
+        return fused, torch.arange(self.outputs, device=features.device)
 
 
-class FeatureNet(nn.Module):
+class FeatureNet(ThroughNet):
     """rule: one of RULES, how the features of the sources become one."""
 
     def __init__(self, rule):
-        super().__init__()
+        super().__init__(WIDTHS)
         self.branches = nn.ModuleList(Branch() for _ in range(OTHER + 1))
         self.fusions = nn.ModuleList({"concatenation": Concatenation, "attention": Attention}[rule](w) for w in WIDTHS)
         coarser = (*WIDTHS[1:], 0)
@@ -91,14 +95,16 @@ class FeatureNet(nn.Module):
         )
         self.output = nn.Sequential(_convolve(2 * WIDTHS[0], WIDTHS[0]), nn.Conv2d(WIDTHS[0], 1, 3, padding=1))
 
-    def forward(self, sources, kinds):
-        """Shares (B, S, H, W), which sum to 1 over S, of sources (B, S, H, W), 0..1, of any size.
+    def encode(self, sources, kinds):
+        """Each source's features: n = S."""
+        return self.extract(pad(sources, STEP), kinds)
 
-        kinds: int64 (B, S), see `pairwise`. The convolutional output sees each source's features beside the fused
-        ones; neither the number of the sources nor their order matters.
-        """
-        height, width = sources.shape[2:]
-        features = self.extract(pad(sources, STEP), kinds)
+    def across(self, before, here, after):
+        return [scale.relu_() for scale in super().across(before, here, after)]
+
+    def weigh(self, features, kinds, size):
+        """The convolutional output sees each source's features beside the fused ones."""
+        height, width = size
         fused = self.fuse(features, kinds)
         # One source at a time: side by side they would be most of the network's memory.
         logits = [self.output(torch.cat([own, fused], 1)) for own in features[0].unbind(1)]
@@ -110,9 +116,10 @@ class FeatureNet(nn.Module):
         for here, fusion, merge in zip(reversed(features), reversed(self.fusions), reversed(self.merge), strict=True):
             inputs, channels = fusion(here, kinds)
             if fused is not None:
-                larger = F.interpolate(fused, scale_factor=2, mode="bilinear", align_corners=False)
-                inputs = torch.cat([inputs, larger], 1)
                 channels = torch.cat([channels, fusion.outputs + torch.arange(fused.shape[1], device=channels.device)])
+                fused = F.interpolate(fused, scale_factor=2, mode="bilinear", align_corners=False)
+                inputs = torch.cat([inputs, fused], 1)
+                del fused
             conv = merge.conv
             fused = merge.adn(F.conv2d(inputs, conv.weight[:, channels], conv.bias, conv.stride, conv.padding))
         return fused
@@ -123,4 +130,6 @@ class FeatureNet(nn.Module):
         groups = [(kinds == kind).nonzero()[:, 0] for kind in range(OTHER + 1)]
         found = [branch(flat[group]) for branch, group in zip(self.branches, groups, strict=True) if len(group)]
         back = torch.cat(groups).argsort()
-        return [torch.cat(scale)[back].unflatten(0, images.shape[:2]) for scale in zip(*found, strict=True)]
+        # Scale by scale, so that no two copies of all are held.
+        scales = (torch.cat([scales.pop(0) for scales in found]) for _ in WIDTHS)
+        return [scale[back].unflatten(0, images.shape[:2]) for scale in scales]

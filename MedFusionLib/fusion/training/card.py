@@ -6,7 +6,7 @@ import datetime
 
 from .. import registry
 from .atlas import HELD_BACK
-from .score import table
+from .score import STACK_COLUMNS, table
 
 NOTES = {
     **dict.fromkeys(
@@ -24,7 +24,8 @@ NOTES = {
         "CT's bone pasted on it: CT that is displayed bright still veils some sulci. SPECT hot spots keep little more\n"
         "than half of their contrast where the MRI is bright, as with `maximum`; Qabf, SCD and SSIM stay\n"
         "below the targets of `medfusion` on PET- and SPECT-MRI. The terms' weights in the loss were chosen by the\n"
-        "figures of the subjects held back, which flatters these a little."
+        "figures of the subjects held back, which flatters these a little. What slices see of their neighbours\n"
+        "changes little: SCD and SSIM rise by up to .012 and .005, Qabf moves by up to .003 either way."
     ),
     **dict.fromkeys(
         ("feature_concatenation", "feature_attention"),
@@ -33,7 +34,8 @@ NOTES = {
         "PET and SPECT lead where they are brighter than the MRI: SPECT hot spots keep little more than half of their\n"
         "contrast where the MRI is bright. On PET- and SPECT-MRI Qabf, SCD and SSIM stay below the targets of\n"
         "`medfusion`. The terms' weights in the loss were chosen by the figures of the subjects held back, which\n"
-        "flatters these a little.",
+        "flatters these a little. What slices see of their neighbours changes little: with concatenation SCD rises by\n"
+        "up to .031 and Qabf falls by up to .007, with attention nothing moves by more than .003.",
     ),
     "siamese": (
         "The public implementation, on CT-MRI pairs of other subjects: Qabf .589, Nabf .016, SCD 1.293, head-SSIM\n"
@@ -53,8 +55,8 @@ NOTES = {
 """What else a reader of a method's card should know."""
 
 
-def write_card(method, recipe, folder, epochs, seed, scores, seen):
-    """Write <folder>/<method>.md and return its path."""
+def write_card(method, recipe, folder, epochs, seed, scores, seen, stacks=None):
+    """Write <folder>/<method>.md and return its path. stacks: `score_stacks`' answer."""
     info = registry.find(method)
     groups = sorted({pair.group for pair in seen})
     used = "; ".join(
@@ -82,11 +84,20 @@ def write_card(method, recipe, folder, epochs, seed, scores, seen):
         table({method: scores}),
         "",
     ]
+    if stacks:
+        lines += [
+            "The same subjects' slices as stacks, one by one and as volumes, where each sees its neighbours; mean and",
+            "spread over subjects. Qabf across is that of the planes across slices.",
+            "",
+            table({method: stacks}, STACK_COLUMNS),
+            "",
+        ]
     if method in NOTES:
         lines += [NOTES[method], ""]
+    also = " --stacks" if stacks else ""
     lines += [
         f"Made by `python -m MedFusionLib train {method} --data FOLDER`; the table again by",
-        f"`python -m MedFusionLib.fusion.training.score {method} average maximum --data FOLDER`.",
+        f"`python -m MedFusionLib.fusion.training.score {method} average maximum --data FOLDER{also}`.",
         "",
     ]
     file = folder / f"{method}.md"

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ...errors import FileError
 from ..networks.pairwise import KINDS, OTHER, kinds_of
+from ..weighing import weighted
 from .medfusion_losses import correlation, difference_correlation, edges_kept, gradient_transfer, structure
 
 WIDTH = 96
@@ -16,6 +18,9 @@ BONE, HOT = 0.9, 0.75
 
 SOFT, SOFT_EDGES = 0.85, 0.8
 """Correlation with the MRI, and its edges kept, that are enough in soft tissue: more hides the CT's own detail."""
+
+DEPTH = 8
+"""Slices of a stack: SSIM's window wants more than 5."""
 
 COMPLEMENT = 2.0
 """Weight of SCD beside `reading_loss`: with less the fusion becomes the MRI with the CT's bone pasted on it."""
@@ -45,6 +50,35 @@ def kind_batch(pairs, generator, size):
     return torch.stack(images), torch.stack(kinds)
 
 
+def stack_batch(pairs, generator, size):
+    """(sources, kinds): `size` crops that follow each other through a subject, (size, 2, 96, 96), turned as one.
+
+    Half of the stacks are of CT-MRI. pairs: a subject's in their order. kinds: int64 (size, 2).
+    """
+    subjects = {}
+    for pair in pairs:
+        subjects.setdefault((pair.group, pair.subject), []).append(pair)
+    stacks = [stack for stack in subjects.values() if len(stack) >= size]
+    if not stacks:
+        raise FileError(f"no subject has {size} slices: volumes cannot be learnt from single ones. Add some.")
+    groups = [[stack for stack in stacks if ("CT" in stack[0].modalities) == bone] for bone in (True, False)]
+    groups = [group for group in groups if group]
+
+    def integer(end):
+        return int(torch.randint(end, (), generator=generator))
+
+    while True:
+        group = groups[integer(len(groups))]
+        stack = group[integer(len(group))]
+        first = integer(len(stack) - size + 1)
+        images = torch.from_numpy(np.stack([pair.images for pair in stack[first : first + size]]))
+        top, left = (integer(n - WIDTH + 1) for n in images.shape[2:])
+        crop = images[..., top : top + WIDTH, left : left + WIDTH]
+        if crop[size // 2].std((1, 2)).min() > 0.02:
+            kinds = torch.tensor([kinds_of(stack[0].modalities)]).expand(size, -1)
+            return torch.rot90(crop, integer(4), (2, 3)).contiguous(), kinds
+
+
 def _crops(pairs, generator, count):
     """[(crop (2, 96, 96), its pair)] where both sources show something."""
 
@@ -69,6 +103,19 @@ def quality_loss(sources, fused, complement=0.5):
     differences = difference_correlation(first, second, fused).mean()
     likeness = sum(structure(source, fused)[0].mean() for source in (first, second)) / 2
     return (1 - quality) + complement * (1 - differences / 2) + (1 - likeness)
+
+
+def stack_loss(network, sources, kinds):
+    """`quality_loss` of slices and of both planes across them, and `reading_loss`, of a stack's fusion.
+
+    network: a `ThroughNet`. sources, kinds: see `stack_batch`.
+    """
+    fused = weighted(sources, network.stack(sources, kinds))[:, None]
+    total = quality_loss(sources, fused, COMPLEMENT) + reading_loss(sources, kinds, fused)
+    for rows, columns in ((2, 3), (3, 2)):
+        across = (image.permute(rows, 1, 0, columns) for image in (sources, fused))
+        total = total + quality_loss(*across, COMPLEMENT) / 2
+    return total
 
 
 def reading_loss(sources, kinds, fused):

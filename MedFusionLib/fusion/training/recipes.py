@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from ..networks.feature_net import RULES, FeatureNet
 from ..networks.fwnet_net import FWNet
 from ..networks.sesf_net import SESFNet
 from ..networks.siamese_net import PATCH, SiameseNet
+from ..networks.through import ThroughNet
 from ..networks.wavelet_cnn import WaveletNet
 from .autoencoder import pretrain_stack
 from .blocks import block_batch, block_loss
@@ -22,20 +23,18 @@ from .boltzmann import pretrain_deep, pretrain_restricted
 from .feature_extraction import feature_loss
 from .fwnet import fwnet_loss
 from .medfusion_losses import structure
-from .pairs import kind_batch, pair_batch
+from .pairs import DEPTH, kind_batch, pair_batch, stack_batch, stack_loss
 from .wavelet_cnn import blend_loss
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """network() -> module. batch(pairs, generator, size) -> tensor(s). loss(network, *batch) -> scalar tensor.
+class Stage:
+    """batch(pairs, generator, size) -> tensor(s). loss(network, *batch) -> scalar tensor.
 
     epochs, steps: epochs, and optimiser steps an epoch. size: examples a step. rate: Adam's learning rate,
-    times `decay` every `every` epochs. summary: one sentence for the model card.
-    pretrain(network, pairs, seed) (optional): fills the network before the first step.
+    times `decay` every `every` epochs. learns(network): the parameters that do; the others stay as they are.
     """
 
-    network: Callable
     batch: Callable
     loss: Callable
     epochs: int
@@ -44,8 +43,21 @@ class Recipe:
     rate: float
     decay: float
     every: int
+    learns: Callable = field(default=torch.nn.Module.parameters, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Recipe(Stage):
+    """network() -> module. summary: what the model card says of the training.
+
+    pretrain(network, pairs, seed) (optional): fills the network before the first step.
+    volumes (optional): a second stage, on slices that follow each other.
+    """
+
+    network: Callable
     summary: str
     pretrain: Callable | None = None
+    volumes: Stage | None = None
 
 
 def _crops(pairs, generator, count, width, busy):
@@ -107,45 +119,57 @@ def sesf_loss(network, images):
     return F.mse_loss(found, images) + 3 * (1 - structure(images, found)[0].mean())
 
 
+VOLUMES = Stage(
+    stack_batch, stack_loss, epochs=5, steps=40, size=DEPTH, rate=4e-3, decay=0.6, every=1, learns=ThroughNet.of_volumes
+)
+
+THEN_VOLUMES = (
+    f" Then, all of that fixed, the layers across slices\n  by stacks of {DEPTH} crops, in slices and in both planes "
+    f"across them: {VOLUMES.epochs} epochs of {VOLUMES.steps} stacks, rate {VOLUMES.rate:g},\n  times "
+    f"{VOLUMES.decay:g} every epoch."
+)
+
 RECIPES = {
     "siamese": Recipe(
-        SiameseNet, siamese_batch, siamese_loss, epochs=10, steps=40, size=64, rate=1e-3, decay=0.7, every=2,
+        siamese_batch, siamese_loss, network=SiameseNet, epochs=10, steps=40, size=64, rate=1e-3, decay=0.7, every=2,
         summary="Clear 16x16 patches against dimmed (to .3-.95) or Gaussian-blurred ones (sigma 0.8 to 2.5), "
         "cross-entropy.",
     ),
     "sesf": Recipe(
-        SESFNet, sesf_batch, sesf_loss, epochs=10, steps=100, size=12, rate=1e-4, decay=0.8, every=2,
+        sesf_batch, sesf_loss, network=SESFNet, epochs=10, steps=100, size=12, rate=1e-4, decay=0.8, every=2,
         summary="Autoencoder of 64x64 crops, mean squared error + 3 (1 - SSIM), without labels.",
     ),
     "wavelet_cnn": Recipe(
-        WaveletNet, pair_batch, blend_loss, epochs=6, steps=25, size=6, rate=3e-3, decay=0.6, every=2,
+        pair_batch, blend_loss, network=WaveletNet, epochs=6, steps=25, size=6, rate=3e-3, decay=0.6, every=2,
         summary="Pairs of 96x96 crops, (1 - Qabf) + (1 - SCD/2)/2 + (1 - SSIM) + clipping, without labels.",
     ),
     "fwnet": Recipe(
-        FWNet, kind_batch, fwnet_loss, epochs=9, steps=40, size=6, rate=2e-3, decay=0.7, every=2,
+        kind_batch, fwnet_loss, network=FWNet, epochs=9, steps=40, size=6, rate=2e-3, decay=0.7, every=2,
+        learns=ThroughNet.of_slices, volumes=VOLUMES,
         summary="Pairs of 96x96 crops, without labels: (1 - Qabf) + (2 - SCD) + (1 - SSIM), bone and hot spots "
-        "kept bright, soft tissue that follows the MRI, and the sources decoded from the fusion.",
+        "kept bright, soft tissue that follows the MRI, and the sources decoded from the fusion." + THEN_VOLUMES,
     ),
     **{
         f"feature_{rule}": Recipe(
-            partial(FeatureNet, rule), kind_batch, feature_loss, epochs=9, steps=40, size=6, rate=2e-3, decay=0.7,
-            every=2, summary="Pairs of 96x96 crops, without labels: (1 - Qabf) + (2 - SCD) + (1 - SSIM), bone and "
-            "hot spots kept bright, soft tissue that follows the MRI.",
+            kind_batch, feature_loss, network=partial(FeatureNet, rule), epochs=9, steps=40, size=6, rate=2e-3,
+            decay=0.7, every=2, learns=ThroughNet.of_slices, volumes=VOLUMES,
+            summary="Pairs of 96x96 crops, without labels: (1 - Qabf) + (2 - SCD) + (1 - SSIM), bone and "
+            "hot spots kept bright, soft tissue that follows the MRI." + THEN_VOLUMES,
         )
         for rule in RULES
     },
     "boltzmann": Recipe(
-        BoltzmannNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
+        block_batch, block_loss, network=BoltzmannNet, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
         summary="Contrastive divergence (CD-1) of each layer, then clear 8x8 blocks against blurred or dimmed ones.",
         pretrain=pretrain_deep,
     ),
     "rbm": Recipe(
-        RBMNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
+        block_batch, block_loss, network=RBMNet, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
         summary="Contrastive divergence (CD-1), then clear 8x8 blocks against blurred or dimmed ones.",
         pretrain=pretrain_restricted,
     ),
     "autoencoder": Recipe(
-        AutoencoderNet, block_batch, block_loss, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
+        block_batch, block_loss, network=AutoencoderNet, epochs=8, steps=100, size=256, rate=2e-3, decay=0.7, every=2,
         summary="Each layer to give back its input, then clear 8x8 blocks against blurred or dimmed ones.",
         pretrain=pretrain_stack,
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from . import atlas
 from . import checkpoint as checkpoints
 from .card import write_card
 from .recipes import RECIPES
-from .score import score
+from .score import score, score_stacks
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,9 @@ def _by_recipe(method, data, folder, runs, epochs, seed, device, resume, progres
         if processes > 1 and chosen.type == "cuda":
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         seen = atlas.pairs(data, held_back=False)
+        if recipe.volumes:
+            # What the data lacks for it is told before the first stage has taken its time.
+            recipe.volumes.batch(seen, torch.Generator(), recipe.volumes.size)
         torch.manual_seed(seed)
         network = recipe.network().to(chosen)
         last = _fit(
@@ -141,8 +144,10 @@ def _by_recipe(method, data, folder, runs, epochs, seed, device, resume, progres
             return None
         name = f"{method}.safetensors"
         weights.save(name, network, folder)
-        scores = score(method, network.cpu().eval(), atlas.pairs(data, held_back=True))
-        card = write_card(method, recipe, folder, epochs, seed, scores, seen)
+        held = atlas.pairs(data, held_back=True)
+        scores = score(method, network.cpu().eval(), held)
+        stacks = score_stacks(method, network, held) if recipe.volumes else None
+        card = write_card(method, recipe, folder, epochs, seed, scores, seen, stacks)
         return Training(folder / name, card, scores, last)
     finally:
         if processes > 1:
@@ -159,54 +164,68 @@ def _join(device):
 
 
 def _fit(method, recipe, network, seen, runs, epochs, seed, device, resume, progress, cancelled, rank, processes):
-    optimizer = torch.optim.Adam(network.parameters(), recipe.rate)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe.every, recipe.decay)
+    stages = [replace(recipe, epochs=epochs), *([recipe.volumes] if recipe.volumes else [])]
+    total = sum(stage.epochs for stage in stages)
     checkpoint = runs / f"{method}.checkpoint.pt"
-    start, last = 0, float("nan")
+    begin, start, last = 0, 0, float("nan")
     state = checkpoints.load(checkpoint, device) if resume else None
-    if state and state["seed"] == seed and state["epochs"] <= epochs:
+    # Of another length, a training whose second stage has not begun can go on.
+    if (
+        state
+        and state["seed"] == seed
+        and (state["total"] == total or state["epochs"] <= min(epochs, epochs + state["total"] - total))
+    ):
         network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
         start, last = state["epochs"], state["loss"]
     elif state:
         log.warning("%s is of another seed or of more epochs: the training begins afresh.", checkpoint.name)
     if start == 0 and recipe.pretrain:
         recipe.pretrain(network, seen, seed)
-    step = _Step(network, recipe.loss)
-    if processes > 1:
-        step = DistributedDataParallel(step)
     board = _board(runs, method) if rank == 0 else None
     half = device.type == "cuda"
-    scaler = torch.amp.GradScaler(enabled=half)
-    for epoch in range(start, epochs):
-        total = 0.0
-        for number in range(recipe.steps):
-            if cancelled and cancelled():
-                raise Cancelled("Cancelled: the last full epoch is kept, training goes on from there.")
-            # Each step has its own stream: a resumed run sees what an unbroken one would have seen.
-            draw = (((seed * 10007 + epoch) * 10007) + number) * 64 + rank
-            batch = recipe.batch(seen, torch.Generator().manual_seed(draw), recipe.size)
-            with torch.autocast(device.type, enabled=half):
-                loss = step(*(part.to(device) for part in batch))
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            total += float(loss.detach())
-            if progress and rank == 0:
-                done = (epoch * recipe.steps + number + 1) / (epochs * recipe.steps)
-                progress(done, f"epoch {epoch + 1} of {epochs}: loss {total / (number + 1):.4f}")
-        schedule.step()
-        last = total / recipe.steps
-        log.info("epoch %d of %d: loss %.4f", epoch + 1, epochs, last)
-        if rank == 0:
-            if board:
-                board.add_scalar("loss", last, epoch + 1)
-                board.add_scalar("rate", schedule.get_last_lr()[0], epoch + 1)
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"schedule": schedule.state_dict(), "epochs": epoch + 1, "seed": seed, "loss": last}
-            checkpoints.save(state, checkpoint)
+    for stage in stages:
+        network.requires_grad_(False)
+        learning = list(stage.learns(network))
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(learning, stage.rate)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, stage.every, stage.decay)
+        if begin < start < begin + stage.epochs:
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+        step = _Step(network, stage.loss)
+        if processes > 1:
+            step = DistributedDataParallel(step)
+        scaler = torch.amp.GradScaler(enabled=half)
+        for epoch in range(max(start, begin), begin + stage.epochs):
+            summed = 0.0
+            for number in range(stage.steps):
+                if cancelled and cancelled():
+                    raise Cancelled("Cancelled: the last full epoch is kept, training goes on from there.")
+                # Each step has its own stream: a resumed run sees what an unbroken one would have seen.
+                draw = (((seed * 10007 + epoch) * 10007) + number) * 64 + rank
+                batch = stage.batch(seen, torch.Generator().manual_seed(draw), stage.size)
+                with torch.autocast(device.type, enabled=half):
+                    loss = step(*(part.to(device) for part in batch))
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                summed += float(loss.detach())
+                if progress and rank == 0:
+                    done = (epoch + (number + 1) / stage.steps) / total
+                    progress(done, f"epoch {epoch + 1} of {total}: loss {summed / (number + 1):.4f}")
+            schedule.step()
+            last = summed / stage.steps
+            log.info("epoch %d of %d: loss %.4f", epoch + 1, total, last)
+            if rank == 0:
+                if board:
+                    board.add_scalar("loss", last, epoch + 1)
+                    board.add_scalar("rate", schedule.get_last_lr()[0], epoch + 1)
+                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"schedule": schedule.state_dict(), "epochs": epoch + 1, "total": total}
+                checkpoints.save(state | {"seed": seed, "loss": last}, checkpoint)
+        begin += stage.epochs
     if board:
         board.close()
     return last
