@@ -173,18 +173,29 @@ def _scan(path):
     import pydicom
 
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    groups = defaultdict(dict)
+    groups, damaged = defaultdict(dict), 0
     for file in files:
         if file.name == "DICOMDIR":
             continue
         try:
             header = pydicom.dcmread(file, specific_tags=[*_HEADER, 0x70531000], stop_before_pixels=True)
+            list(header)  # its values are decoded here, or not at all
             if "Rows" in header and "Columns" in header:
                 # The place too: what makes a series anonymous may give all its images one UID, or none.
                 image = header.get("SOPInstanceUID"), str(header.get("ImagePositionPatient"))
                 groups[str(header.get("SeriesInstanceUID", ""))].setdefault(image, header)
-        except (pydicom.errors.InvalidDicomError, EOFError, ValueError, TypeError):
+            elif "SOPClassUID" not in header or "Image Storage" in header.SOPClassUID.name:
+                damaged += 1  # cut short: reports, contours and the like have no rows, but say what they are
+        except pydicom.errors.InvalidDicomError:
             continue
+        except PermissionError:
+            raise
+        except Exception:  # pydicom knows many ways to fail
+            damaged += 1
+    if damaged and not groups:
+        raise FileError(f"{path.resolve().name!r} is damaged or cut short: copy or export it again.")
+    if damaged:
+        log.warning("%d damaged DICOM files are left out: see that the series is whole, or copy it again.", damaged)
     return {uid: list(headers.values()) for uid, headers in groups.items()}
 
 

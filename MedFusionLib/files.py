@@ -242,18 +242,22 @@ def _from_file(path):
     array = sitk.GetArrayFromImage(image)
     if _is_nifti(path) and not _is_whole(path, reader, array):
         raise FileError(_DAMAGED.format(repr(path.name)))
-    keys = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    own = {key.removeprefix(_METADATA): value for key, value in keys.items() if key.startswith(_METADATA)}
+    # Its own alone: SimpleITK cannot look up the names of others that are no UTF-8.
+    keys = [key for key in image.GetMetaDataKeys() if key.startswith(_METADATA)]
+    try:
+        own = {key.removeprefix(_METADATA): image.GetMetaData(key) for key in keys}
+        window = [float(value) for value in own.get("DisplayRange", "").split()]
+    except (TypeError, ValueError) as error:
+        raise FileError(_DAMAGED.format(repr(path.name))) from error
     fields = {"Modality", "Units", "Name", "DisplayRange"}
     modality = own.get("Modality", "OT")
-    window = own.get("DisplayRange", "").split()
     return Volume(
         array,
         affine_of(image),
         modality if modality in MODALITIES else "OT",
         own.get("Units", ""),
         own.get("Name") or path.name[: len(path.name) - len(_ending(path.name))],
-        (float(window[0]), float(window[1])) if len(window) == 2 else None,
+        tuple(window) or None,
         {_METADATA + key: value for key, value in own.items() if key not in fields},
     )
 

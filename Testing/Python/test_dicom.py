@@ -9,7 +9,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import BasicTextSRStorage, CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from MedFusionLib import read_volume
 from MedFusionLib.dicom import suv_factor
@@ -215,6 +215,30 @@ def test_cut_short_pixels_are_refused(tmp_path):
     file = sorted((tmp_path / "ct").iterdir())[2]
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(FileError, match="cannot be read"):
+        read_volume(tmp_path / "ct")
+
+
+def test_damaged_files_are_pointed_out(tmp_path, caplog):
+    stored = write_series(tmp_path / "ct")
+    files = sorted((tmp_path / "ct").iterdir(), key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+    last = files[-1].read_bytes()
+    for cut in range(150, 700, 50):
+        caplog.clear()
+        files[-1].write_bytes(last[:cut])
+        np.testing.assert_array_equal(read_volume(tmp_path / "ct").array, stored[:-1] - 1024)
+        assert "1 damaged DICOM files are left out" in caplog.text, cut
+    caplog.clear()
+    report = pydicom.dcmread(files[0])
+    for tag in ("Rows", "Columns", "PixelData"):
+        delattr(report, tag)
+    report.SOPClassUID = BasicTextSRStorage
+    report.save_as(files[-1])
+    read_volume(tmp_path / "ct")
+    assert not caplog.text
+    files[-1].write_bytes(last[:300])
+    for file in files[:-1]:
+        file.unlink()
+    with pytest.raises(FileError, match="'ct' is damaged or cut short"):
         read_volume(tmp_path / "ct")
 
 

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from MedFusionLib import read_volume, write_volume
-from MedFusionLib.errors import FileError, GeometryError, VolumeError
+from MedFusionLib.errors import FileError, GeometryError, MedFusionError, VolumeError
 from MedFusionLib.files import guess_modality, written_beside
 from MedFusionLib.volume import LPS, Volume
 
@@ -183,6 +183,23 @@ def test_unreadable_files_say_why(tmp_path, name, content, message, capfd):
     with pytest.raises(FileError, match=message):
         read_volume(tmp_path / name)
     assert str(tmp_path) not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(("old", "new"), ((b"=0.0 100.0", b"=0.0 1;0.0"), (b"=0.0 100.0", b"=0.0 1 0.0")))
+def test_a_damaged_display_range_is_said(tmp_path, old, new):
+    write_volume(scan(display_range=(0, 100)), tmp_path / "v.nrrd")
+    content = (tmp_path / "v.nrrd").read_bytes()
+    assert old in content
+    (tmp_path / "v.nrrd").write_bytes(content.replace(old, new))
+    with pytest.raises(MedFusionError, match=r"'v\.nrrd' cannot be read|must be two numbers"):
+        read_volume(tmp_path / "v.nrrd")
+
+
+def test_names_of_metadata_that_are_no_text_do_no_harm(tmp_path):
+    write_volume(scan(), tmp_path / "v.nrrd")
+    content = (tmp_path / "v.nrrd").read_bytes()
+    (tmp_path / "v.nrrd").write_bytes(content.replace(b"\n\n", b"\nJ\xfcrgen:=1\n\n", 1))
+    assert read_volume(tmp_path / "v.nrrd").size == scan().size
 
 
 @pytest.mark.parametrize("ending", (".nrrd", ".nii.gz", ".nii", ".mha"))
