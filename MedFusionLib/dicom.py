@@ -362,7 +362,7 @@ def _pixels(frames, shape, label):
                 plane[...] = sitk.GetArrayFromImage(sitk.ReadImage(frame.file, sitk.sitkFloat32)).reshape(shape)
             else:
                 if frame.file not in stacks:
-                    stacks[frame.file] = _stack(frame.file)
+                    stacks[frame.file] = _stack(next(f for f in frames if f.file == frame.file and f.index == 0))
                 np.multiply(stacks[frame.file][frame.index], frame.slope, out=plane, casting="unsafe")
                 plane += np.float32(frame.intercept)
         except (RuntimeError, ValueError, IndexError) as error:
@@ -373,13 +373,21 @@ def _pixels(frames, shape, label):
     return array
 
 
-def _stack(file):
+def _stack(first):
+    """(F, R, C) stored values of a multi-frame file, in the order of the file, of which `first` is the first frame."""
     import pydicom
 
     try:
-        return pydicom.dcmread(file).pixel_array
+        return pydicom.dcmread(first.file).pixel_array
     except (AttributeError, NotImplementedError) as error:
         raise ValueError("no pixels") from error
+    except RuntimeError:
+        # ITK unpacks more, lossless JPEG above all, and has rescaled every frame as the first one.
+        rescaled = sitk.GetArrayFromImage(sitk.ReadImage(first.file, sitk.sitkFloat64))
+        stored = (rescaled - first.intercept) / first.slope
+        if np.abs(stored - np.rint(stored)).max() > 0.01:
+            raise
+        return np.rint(stored)
 
 
 def _compact(array):

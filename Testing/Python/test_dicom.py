@@ -334,27 +334,34 @@ def test_pet_stays_in_becquerel_where_the_header_lacks_something(changes, reason
 # Multi-frame
 
 
-def test_an_enhanced_multi_frame_file(tmp_path):
-    stored = np.random.default_rng(5).integers(0, 3000, SHAPE)
-    dataset = header(description="Enhanced", NumberOfFrames=len(stored))
+def enhanced(count, slopes):
+    """Header of a multi-frame CT whose frames go from the top down. slopes: of the frames, or a single one."""
+    dataset = header(description="Enhanced", NumberOfFrames=count)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    shared, measures, plane, values = Dataset(), Dataset(), Dataset(), Dataset()
+    shared, measures, plane = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = [0.8, 0.6]
     plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    values.RescaleSlope, values.RescaleIntercept = 1, -1024
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
-    shared.PixelValueTransformationSequence = [values]
-    dataset.SharedFunctionalGroupsSequence = [shared]
-    groups = []
-    for n in range(len(stored)):
-        group, position = Dataset(), Dataset()
-        # Frames from the top down: k must still run upwards.
+    groups = [Dataset() for _ in range(count)]
+    for n, group in enumerate(groups):
+        position = Dataset()
         position.ImagePositionPatient = [1, 2, 50 - 3 * n]
         group.PlanePositionSequence = [position]
-        groups.append(group)
+    for owner, slope in zip(groups if len(slopes) > 1 else [shared], slopes, strict=True):
+        values = Dataset()
+        values.RescaleSlope, values.RescaleIntercept = slope, -1024
+        owner.PixelValueTransformationSequence = [values]
+    dataset.SharedFunctionalGroupsSequence = [shared]
     dataset.PerFrameFunctionalGroupsSequence = groups
+    return dataset
+
+
+def test_an_enhanced_multi_frame_file(tmp_path):
+    stored = np.random.default_rng(5).integers(0, 3000, SHAPE)
+    dataset = enhanced(len(stored), [1])
     save(dataset, stored, tmp_path / "x" / "enhanced.dcm")
-    del position.ImagePositionPatient  # of the last frame: less than all of it is nothing
+    # Of the last frame: less than all of it is nothing.
+    del dataset.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0].ImagePositionPatient
     save(dataset, stored, tmp_path / "y" / "enhanced.dcm")
     with pytest.raises(GeometryError, match="does not say where its images lie"):
         read_volume(tmp_path / "y")
@@ -363,6 +370,29 @@ def test_an_enhanced_multi_frame_file(tmp_path):
         np.testing.assert_array_equal(ct.array, stored[::-1] - 1024)
         np.testing.assert_allclose(LPS @ ct.affine @ (0, 0, 5, 1), (1, 2, 50, 1))
         assert ct.spacing == pytest.approx((0.6, 0.8, 3.0))
+
+
+@pytest.mark.parametrize("slopes", ([1], [2.5], [1.5, 2, 0.25, 1, 3, 0.7]), ids=("plain", "shared", "per-frame"))
+@pytest.mark.parametrize("compressor", ("JPEG", "JPEG2000"))
+def test_a_compressed_multi_frame_file(tmp_path, compressor, slopes):
+    """Lossless JPEG, the archives' favourite, is beyond pydicom without further packages."""
+    stored = np.random.default_rng(5).integers(0, 3000, (6, 64, 48)).astype(np.uint16)
+    writer = sitk.ImageFileWriter()
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    writer.SetFileName(str(tmp_path / "packed.dcm"))
+    writer.Execute(sitk.GetImageFromArray(stored))
+    packed = pydicom.dcmread(tmp_path / "packed.dcm")
+    assert packed.file_meta.TransferSyntaxUID.is_compressed
+    dataset = enhanced(len(stored), slopes)
+    dataset.Rows, dataset.Columns = stored.shape[1:]
+    dataset.file_meta.TransferSyntaxUID = packed.file_meta.TransferSyntaxUID
+    dataset.PixelData = packed.PixelData
+    dataset["PixelData"].is_undefined_length = True
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.save_as(tmp_path / "enhanced.dcm", enforce_file_format=True)
+    expected = stored * np.reshape(slopes, (-1, 1, 1)) - 1024
+    np.testing.assert_allclose(read_volume(tmp_path / "enhanced.dcm").array, expected[::-1], rtol=1e-6, atol=1e-3)
 
 
 def test_a_reconstructed_spect(tmp_path):
