@@ -13,7 +13,7 @@ from pathlib import Path
 from .errors import Cancelled, FileError, MedFusionError
 from .files import read_volume
 from .outputs import REPORT, write_result, write_table
-from .pipeline import Request, run
+from .pipeline import Request, require_settings, run
 from .volume import MODALITIES
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,10 @@ def run_cohort(subjects, output, settings, again=False, progress=None, cancelled
 
     A subject that fails does not stop the others. Returns a dict per subject (subject, state "done", "kept" or
     "failed", seconds, message, scores), which summary.csv in `output` holds too, updated after every subject.
-    Raises FileError where the summary cannot be written, Cancelled.
+    Raises MethodError for settings that no subject could be done with, FileError where the summary cannot be written,
+    Cancelled.
     """
+    require_settings(Request((), **settings))
     output = Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)

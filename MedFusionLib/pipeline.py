@@ -85,6 +85,7 @@ def run(request, progress=None, cancelled=None):
     any long work where it can be known.
     """
     steps = _Steps(progress, cancelled, seconds={})
+    require_settings(request)
     with steps("read", 0.0, 0.05) as report:
         report(0, "Reading")
         # One path is no list of letters.
@@ -141,15 +142,12 @@ def _read(source):
     return read_volume(source)
 
 
-def _check(request, sources):
+def require_settings(request):
+    """Raise MethodError for what is wrong with a request whatever its sources are: these may take minutes to read."""
     from .color import require_coloring
     from .fusion.registry import find
 
-    info = find(request.method)
-    if not 2 <= len(sources) <= info.max_sources:
-        raise MethodError(f"{info.title} fuses 2 to {info.max_sources} volumes: {len(sources)} given.")
-    if not isinstance(request.reference, Integral) or not 0 <= request.reference < len(sources):
-        raise MethodError(f"the reference is source {request.reference}, but there are {len(sources)} sources.")
+    find(request.method)
     for name, value, choices in (
         ("registration", request.registration, MODELS),
         ("untrusted", request.untrusted, UNTRUSTED),
@@ -167,6 +165,16 @@ def _check(request, sources):
         raise MethodError(
             f"register_options hold {', '.join(sorted(unknown))}: choose of {', '.join(sorted(REGISTER_OPTIONS))}."
         )
+
+
+def _check(request, sources):
+    from .fusion.registry import find
+
+    info = find(request.method)
+    if not 2 <= len(sources) <= info.max_sources:
+        raise MethodError(f"{info.title} fuses 2 to {info.max_sources} volumes: {len(sources)} given.")
+    if not isinstance(request.reference, Integral) or not 0 <= request.reference < len(sources):
+        raise MethodError(f"the reference is source {request.reference}, but there are {len(sources)} sources.")
     for source in sources:
         require_usable(source)
     require_different(sources)

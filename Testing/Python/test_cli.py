@@ -342,6 +342,13 @@ def test_batch_says_what_a_subject_lacks(call, cohort):
         assert summary(cohort)["anna"]["message"] == ""
 
 
+@pytest.mark.parametrize("option", ("--registration", "--method", "--axis", "--lut"))
+def test_batch_with_a_wrong_setting_is_not_begun(call, cohort, option):
+    code, _, err = call("batch", cohort / "in", option, "wrong", "-o", cohort / "out")
+    assert code == 1 and "'wrong' is not" in err and "subjects failed" not in err
+    assert not (cohort / "out").exists()
+
+
 def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
     (cohort / "in" / "list.csv").write_text(
         "subject,MR,CT\none,anna/t1.nrrd,anna/ct.nrrd\ntwo,cleo/t1.nrrd,cleo/ct.nrrd\n"

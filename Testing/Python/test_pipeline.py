@@ -228,6 +228,11 @@ def test_wrong_requests_say_what_is_wrong_and_leave_no_trace(case, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_settings_are_checked_before_anything_is_read():
+    with pytest.raises(MethodError, match="'elastic' is not one of"):
+        run(Request(("nowhere/x.nii.gz", "nowhere/y.nii.gz"), registration="elastic"))
+
+
 def test_volumes_that_do_not_overlap_are_never_passed_on_in_silence(head, request_):
     far = head.mr.affine.copy()
     far[:3, 3] += 5000
