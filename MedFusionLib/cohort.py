@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass, replace
+from glob import escape
 from pathlib import Path
 
 from .errors import Cancelled, FileError, MedFusionError
@@ -20,8 +21,8 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "summary.csv"
 
-BESIDE = (".json", ".raw", ".zraw", ".raw.gz", ".bval", ".bvec", ".txt", ".csv", ".pdf", ".db", ".ini")
-"""Endings of what lies beside scans and is none: voxels of a .mhd or .nhdr file, notes, and what Windows leaves."""
+BESIDE = (".json", ".raw", ".zraw", ".raw.gz", ".hdr", ".bval", ".bvec", ".txt", ".csv", ".pdf", ".db", ".ini")
+"""Endings of what lies beside scans and is none: second files of .mhd, .nhdr and .img, notes, what Windows leaves."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ def _fingerprint(subject, settings):
 
     files = []
     for path, modality in subject.sources:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        beside = path.suffix.lower() in (".mhd", ".nhdr", ".img")
+        parts = path.parent.glob(f"{escape(path.stem)}.*") if beside else [path]
+        for file in sorted(path.rglob("*") if path.is_dir() else parts):
             if file.is_file():
                 state = file.stat()
                 files.append((file.name, modality, state.st_size, state.st_mtime_ns))

@@ -397,10 +397,18 @@ def test_batch_leaves_out_what_lies_beside_the_scans(call, cohort):
     folder = cohort / "in" / "ben"
     (folder / "t1.nrrd").unlink()
     write_volume(scan, folder / "t1.mhd")  # and a second file with the voxels
+    (folder / "ct.nrrd").unlink()
+    other = sitk.GetImageFromArray(scan.array[::-1] + 1)
+    sitk.WriteImage(other, str(folder / "ct.img"))  # and a second one with the header
+    assert (folder / "ct.hdr").exists()
     for name in ("Thumbs.db", "desktop.ini", "notes.TXT"):
         (folder / name).write_text("x")
     arguments = ("--registration", "none", "--method", "average", "-o", cohort / "out")
     assert call("batch", cohort / "in", *arguments)[0] == 0, summary(cohort)
+    # Other voxels, the same header: another scan.
+    (folder / "t1.zraw").touch()
+    assert call("batch", cohort / "in", *arguments)[0] == 0
+    assert [row["state"] for row in summary(cohort).values()] == ["kept", "done", "kept"]
 
 
 def test_batch_does_again_what_is_no_longer_whole_or_of_other_weights(call, cohort, monkeypatch):
