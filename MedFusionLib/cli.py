@@ -375,7 +375,13 @@ def batch(
 @app.command()
 def train(
     method: Annotated[str, typer.Argument(help="Which network; the error for a wrong name lists them.")],
-    data: Annotated[Path, typer.Option(help="Folder of registered slice pairs: CT-MRI, PET-MRI, SPECT-MRI.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with one subfolder per subject, or CSV file, as for batch, of volumes on one grid; or a folder"
+            " of registered slice pairs: CT-MRI, PET-MRI, SPECT-MRI."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder for weights, card, checkpoint and log. Default: Resources/."),
@@ -391,6 +397,9 @@ def train(
 ):
     """Train a method's network, score it on subjects it never saw, and write weights and model card.
 
+    Of volumes every fifth subject, by name, is held back for the scores. Weights in ~/.medfusion/weights become methods
+    of their own.
+
     An interrupted training goes on where it stopped. For several GPUs or processes, start it with torchrun (not
     medfusion and selector). The selector measures the other methods first, and is to be trained after them.
 
@@ -398,12 +407,18 @@ def train(
 
     python -m MedFusionLib train medfusion --data atlas/ -o my-weights
 
+    python -m MedFusionLib train fwnet --data registered-patients/ -o ~/.medfusion/weights
+
     python -m MedFusionLib train selector --data atlas/ -o my-weights
 
     torchrun --nproc-per-node 2 -m MedFusionLib train sesf --data atlas/ -o my-weights --epochs 40
     """
+    from .cohort import find_subjects
+    from .fusion.training import atlas
     from .fusion.training import train as run_training
 
+    if not atlas.is_there(data):
+        data = find_subjects(data)
     with _bar() as progress:
         training = run_training(
             method, data, output, epochs, seed, device, not afresh, progress, steps=steps, folds=folds

@@ -103,7 +103,7 @@ def test_card_says_what_fell_short():
     row = {"group": "CT-MRI", "subject": "1"}
     for method in ("medfusion", "maximum"):
         row |= {(method, name): 0.7 for name in (*card.MEASURES, *card.TASK)}
-    text = card.write({"steps": 3}, {"held back": [row]}, "abc")
+    text = card.write({"steps": 3}, {"held back": [row]}, "abc", of_atlas=True)
     assert "CT-MRI, held back: SCD 0.700, aimed at >= 1.38" in text
     assert "Nabf 0.700, aimed at <= 0.01" in text
     assert "Qabf 0.700, aimed at" not in text

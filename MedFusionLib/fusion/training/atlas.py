@@ -2,6 +2,7 @@
 
 The folder holds `CT-MRI/CT`, `CT-MRI/MRI`, `PET-MRI/PET` ... with `<subject><3-digit slice>.png`, 8 bits, PET
 and SPECT in colour. Copyright K. A. Johnson and J. A. Becker: for research and education, not to be passed on.
+Other data in this layout may hold fusions to learn from too, `CT-MRI/TARGET` ..., for all slices or none.
 """
 
 from __future__ import annotations
@@ -21,20 +22,27 @@ GROUPS = {"CT-MRI": ("CT", "MR"), "PET-MRI": ("PT", "MR"), "SPECT-MRI": ("NM", "
 
 HELD_BACK = {"CT-MRI": ("28", "41"), "PET-MRI": ("30",), "SPECT-MRI": ("28", "11", "22")}
 """Subjects that no training sees: the split is fixed. 28 occurs in two groups. There are only two PET subjects,
-and they may be one person, so PET figures are to be read with that in mind."""
+and they may be one person, so PET figures are to be read with that in mind. Other data in the atlas's layout, without
+any of these, is split by `every_fifth`."""
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One registered pair. images: float32 (2, 256, 256), 0..1, in the order of `modalities`."""
+    """One registered pair. images: float32 (2, 256, 256), 0..1, in the order of `modalities`.
+
+    held_back: whether its subject is kept from training, to score on. target: what the fusion should be, float32
+    (256, 256), 0..1, or None.
+    """
 
     images: np.ndarray
     modalities: tuple[str, str]
     group: str
     subject: str
     slice: int
+    held_back: bool = False
+    target: np.ndarray | None = None
 
 
 def luma(colors):
@@ -54,6 +62,7 @@ def pairs(folder, groups=tuple(GROUPS), held_back=None, scalar=False):
     `ColorBar` instead of luma. Raises FileError where there are none.
     """
     found = []
+    held = _held_back(folder)
     for group in groups:
         if not (Path(folder) / group).is_dir():
             continue
@@ -63,17 +72,30 @@ def pairs(folder, groups=tuple(GROUPS), held_back=None, scalar=False):
             convert = ColorBar([_read(file) for file in files[:: max(1, len(files) // 24)]])
         for file in files:
             subject = file.stem[:-3]
-            if held_back is not None and held_back != (subject in HELD_BACK[group]):
+            if held_back is not None and held_back != ((group, subject) in held):
                 continue
             first, second = _read(file), _read(file.parent.parent / "MRI" / file.name)
             images = [(convert if one.ndim == 3 else np.asarray)(one) for one in (first, second)]
             if images[0].shape != images[1].shape:
                 raise FileError(f"{group}: the two slices of {file.name} differ in size: pairs must be registered.")
             stack = np.stack(images).astype(np.float32) / 255
-            found.append(Pair(stack, GROUPS[group], group, subject, int(file.stem[-3:])))
+            target = file.parent.parent / "TARGET" / file.name
+            target = luma(_colored(target)) / np.float32(255) if target.is_file() else None
+            if target is not None and target.shape != images[0].shape:
+                raise FileError(f"{group}: the target of {file.name} differs in size from its slices.")
+            found.append(
+                Pair(stack, GROUPS[group], group, subject, int(file.stem[-3:]), (group, subject) in held, target)
+            )
     if not found:
         raise FileError(f"no slice pairs there: the folder should hold {', '.join(GROUPS)}.")
+    require_all_or_none(found)
     return found
+
+
+def require_all_or_none(pairs):
+    """Raise FileError where some `Pair`s have targets and others have none."""
+    if len({pair.target is None for pair in pairs}) > 1:
+        raise FileError("some slices have a target and others have none: give all of them one, or none.")
 
 
 def stacks(found):
@@ -84,17 +106,44 @@ def stacks(found):
     return {key: np.stack(images, 1) for key, images in groups.items()}
 
 
+def is_there(folder):
+    """Whether the folder is in the atlas's layout."""
+    return any((Path(folder) / group).is_dir() for group in GROUPS)
+
+
+def is_atlas(folder):
+    """Whether the folder holds subjects of the atlas that are held back: other data has other subjects."""
+    return any(subject in HELD_BACK[group] for group, subject in _all_subjects(folder))
+
+
 def require_split(folder):
     """Raise FileError unless the folder has subjects to train on and others that are held back. Opens no image."""
-    groups = [group for group in GROUPS if (Path(folder) / group).is_dir()]
-    held = [subject in HELD_BACK[group] for group in groups for subject in subjects(folder, group)]
-    named = "; ".join(f"{group} {', '.join(HELD_BACK[group])}" for group in groups)
-    if not held:
+    there, held = set(_all_subjects(folder)), _held_back(folder)
+    if not there:
         raise FileError(f"no slice pairs there: the folder should hold {', '.join(GROUPS)}.")
-    if not any(held):
-        raise FileError(f"none of the subjects is there that are held back to score the training ({named}): add one.")
-    if all(held):
+    if there == held:
+        named = ", ".join(sorted(f"{group} {subject}" for group, subject in held))
         raise FileError(f"all subjects there are held back to score the training ({named}): add others to learn from.")
+
+
+def every_fifth(names):
+    """The set of subjects held back where nothing else says which: every fifth by name, one at least."""
+    names = sorted(set(names))
+    return set(names[4::5] or names[-1:])
+
+
+def _all_subjects(folder):
+    """[(group, subject)]"""
+    groups = [group for group in GROUPS if (Path(folder) / group).is_dir()]
+    return [(group, subject) for group in groups for subject in subjects(folder, group)]
+
+
+def _held_back(folder):
+    """{(group, subject)}"""
+    there = _all_subjects(folder)
+    fixed = {(group, subject) for group, subject in there if subject in HELD_BACK[group]}
+    chosen = every_fifth([subject for _, subject in there])
+    return fixed or {(group, subject) for group, subject in there if subject in chosen}
 
 
 class ColorBar:
@@ -139,6 +188,11 @@ def _files(folder, group):
         if not file.stem.isdigit() or len(file.stem) < 4 or not (file.parent.parent / "MRI" / file.name).is_file():
             raise FileError(f"{group}: {file.name} is not <subject><3-digit slice>.png with a partner in MRI/.")
     return files
+
+
+def _colored(file):
+    image = _read(file)
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, -1)
 
 
 def _read(file):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 
 from .. import registry
-from .atlas import HELD_BACK
+from .atlas import is_atlas
+from .dataset import card_lines, is_folder
 from .score import STACK_COLUMNS, table
 
 NOTES = {
@@ -55,31 +56,36 @@ NOTES = {
 """What else a reader of a method's card should know."""
 
 
-def write_card(method, recipe, folder, epochs, seed, scores, seen, stacks=None):
-    """Write <folder>/<method>.md and return its path. stacks: `score_stacks`' answer."""
+TARGETS = (
+    "- Fusions came with the data: it learnt to be like them (mean absolute error + (1 - SSIM)) in place of what is\n"
+    "  named next."
+)
+
+
+def write_card(method, recipe, folder, epochs, seed, scores, data, seen, held, stacks=None):
+    """Write <folder>/<method>.md and return its path.
+
+    data, seen, held: see `dataset.card_lines`. stacks: `score_stacks`' answer.
+    """
     info = registry.find(method)
-    groups = sorted({pair.group for pair in seen})
-    used = "; ".join(
-        f"{group}: {', '.join(sorted({p.subject for p in seen if p.group == group}, key=int))}" for group in groups
-    )
-    held = "; ".join(f"{group}: {', '.join(HELD_BACK[group])}" for group in scores)
+    shipped = is_folder(data) and is_atlas(data)
+    intro = "Mean and spread over the slices of the subjects held back"
+    if shipped:
+        intro += "; `average` and `maximum` have .385 and .585 Qabf\non the CT-MRI pairs of a larger test set"
     lines = [
         f"# {info.title} (`{method}`)",
         "",
         info.paper,
         "",
-        f"- Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), {len(seen)} registered slice pairs, luma. For",
-        "  research and education; the images are not part of this project.",
-        f"- Subjects trained on: {used}.",
-        f"- Subjects held back: {held}. Both PET subjects may be one person.",
+        *card_lines(data, seen, held),
+        *([TARGETS] if recipe.targets and seen[0].target is not None else []),
         f"- Training: {recipe.summary}",
         f"  Adam, rate {recipe.rate:g}, times {recipe.decay:g} every {recipe.every} epochs; {epochs} epochs of",
         f"  {recipe.steps} steps of {recipe.size}; seed {seed}.",
         f"- Nothing invented (each voxel a blend of its sources): {'yes' if info.convex else 'no'}.",
         f"- Date: {datetime.date.today():%Y-%m-%d}. For research, not a medical device.",
         "",
-        "Mean and spread over the slices of the subjects held back; `average` and `maximum` have .385 and .585 Qabf",
-        "on the CT-MRI pairs of a larger test set.",
+        f"{intro}.",
         "",
         table({method: scores}),
         "",
@@ -92,14 +98,13 @@ def write_card(method, recipe, folder, epochs, seed, scores, seen, stacks=None):
             table({method: stacks}, STACK_COLUMNS),
             "",
         ]
-    if method in NOTES:
+    if shipped and method in NOTES:
         lines += [NOTES[method], ""]
-    also = " --stacks" if stacks else ""
-    lines += [
-        f"Made by `python -m MedFusionLib train {method} --data FOLDER`; the table again by",
-        f"`python -m MedFusionLib.fusion.training.score {method} average maximum --data FOLDER{also}`.",
-        "",
-    ]
+    made = f"Made by `python -m MedFusionLib train {method} --data {'FOLDER' if is_folder(data) else 'COHORT'}`"
+    if is_folder(data):
+        made += "; the table again by\n`python -m MedFusionLib.fusion.training.score "
+        made += f"{method} average maximum --data FOLDER{' --stacks' if stacks else ''}`"
+    lines += [f"{made}.", ""]
     file = folder / f"{method}.md"
     write_text(file, "\n".join(lines))
     return file

@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from ..networks.pairwise import OTHER
 from ..weighing import weighted
 from .medfusion_losses import structure
-from .pairs import COMPLEMENT, quality_loss, reading_loss
+from .pairs import COMPLEMENT, quality_loss, reading_loss, target_loss
 
 
-def fwnet_loss(network, sources, kinds):
-    """`quality_loss` + 2 `reading_loss` + `decoding_loss` / 4."""
+def fwnet_loss(network, sources, kinds, targets=None):
+    """`quality_loss` + 2 `reading_loss`, or where there are targets `target_loss`, + `decoding_loss` / 4."""
     fused = weighted(sources, network(sources, kinds))[:, None]
     decoding = decoding_loss(network, sources, kinds, fused)
+    if targets is not None:
+        return target_loss(targets, fused) + decoding / 4
     return quality_loss(sources, fused, COMPLEMENT) + 2 * reading_loss(sources, kinds, fused) + decoding / 4
 
 

@@ -38,10 +38,7 @@ each voxel, how much of each source to take. The result is a convex combination 
 
 - Weights: `medfusion.safetensors`, SHA-256 `{sha256}`
 - Made: {date}, by `python -m MedFusionLib train medfusion --data FOLDER --folds 2`
-- Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), registered CT-MRI, PET-MRI and SPECT-MRI slices, PET
-  and SPECT both as luma and with their colour bar turned back to scalars; slices of MedFusion's own phantom.
-  Licence of the atlas: research and education; its images are not part of MedFusion.
-- Held back from training: {held_back}.
+{data}
 - Hyper-parameters: {settings}
 - The weights of the loss's terms were chosen by the figures of the subjects held back, which flatters these a little.
 - For research; not a medical device.
@@ -58,6 +55,17 @@ Where figures pull apart, the training favours what a reader needs: bone as brig
 follows the MRI, black that stays black. SCD rewards sums brighter than either source, and Q^AB/F edges of both at
 one place; a convex combination can give neither in full.
 """
+
+
+ATLAS = """\
+- Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), registered CT-MRI, PET-MRI and SPECT-MRI slices, PET
+  and SPECT both as luma and with their colour bar turned back to scalars; slices of MedFusion's own phantom.
+  Licence of the atlas: research and education; its images are not part of MedFusion.
+- Held back from training: {held_back}."""
+
+OWN = """\
+- Data: the user's own registered pairs, and slices of MedFusion's own phantom. Subjects are not named here.
+- Held back from training: every fifth subject by name."""
 
 
 def measure(network, examples):
@@ -87,22 +95,26 @@ def scores(rows):
     return {group: summary(measures) for group, measures in found.items()}
 
 
-def write(settings, rows, sha256):
-    """The card's text. settings: dict. rows: {title: what `measure` returned}. sha256: of the weight file."""
+def write(settings, rows, sha256, of_atlas):
+    """The card's text.
+
+    settings: dict. rows: {title: what `measure` returned}. sha256: of the weight file. of_atlas: whether the data is
+    the atlas's.
+    """
     from ..networks.medfusion_net import MedFusionNet
     from .atlas import HELD_BACK
 
+    held_back = "; ".join(f"{group} {', '.join(subjects)}" for group, subjects in HELD_BACK.items())
     tables, short = "", []
     for title, found in rows.items():
-        for group, aims in TARGETS.items():
+        for group in sorted({row["group"] for row in found}):
             here = [row for row in found if row["group"] == group]
-            if here:
-                tables += _table(title, group, aims, here, short)
+            tables += _table(title, group, TARGETS.get(group, {}), here, short)
     return CARD.format(
         parameters=f"{sum(p.numel() for p in MedFusionNet().parameters()):,}",
         sha256=sha256,
         date=datetime.now(UTC).date().isoformat(),
-        held_back="; ".join(f"{group} {', '.join(subjects)}" for group, subjects in HELD_BACK.items()),
+        data=ATLAS.format(held_back=held_back) if of_atlas else OWN,
         settings=", ".join(f"{name} {value:g}" for name, value in settings.items()),
         tables=tables,
         short="\n".join(short) or "Nothing.",

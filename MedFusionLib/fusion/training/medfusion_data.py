@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from . import atlas
-
 SIZE = 256
 """Width and height of training images: those of the atlas."""
 
@@ -28,6 +26,7 @@ class Example:
     folder or "phantom"); subject: what is kept together when data is split. head, bone, soft, hot: boolean masks
     (SIZE, SIZE): inside the head; the inner part of bone, empty where no source is CT; soft tissue away from
     bone and skin; high uptake, empty where no source is PET or SPECT.
+    held_back: whether the subject is kept from training, to score on. target: what the fusion should be, or None.
     """
 
     images: np.ndarray
@@ -39,6 +38,8 @@ class Example:
     bone: np.ndarray
     soft: np.ndarray
     hot: np.ndarray
+    held_back: bool = False
+    target: np.ndarray | None = None
 
 
 def head_mask(images):
@@ -50,8 +51,8 @@ def head_mask(images):
     return labels == 1 + np.bincount(labels.ravel())[1:].argmax()
 
 
-def example(images, modalities, group, subject, name, bone_level=230 / 255):
-    """An `Example` with its masks, or None where there is too little head to learn from."""
+def example(images, modalities, group, subject, name, bone_level=230 / 255, **more):
+    """An `Example` with its masks, or None where there is too little head to learn from. more: its last fields."""
     head = head_mask(images)
     if head.sum() < 800:
         return None
@@ -63,14 +64,22 @@ def example(images, modalities, group, subject, name, bone_level=230 / 255):
     hot = np.zeros_like(head)
     if uptake:
         hot = head & (uptake[0] >= max(WARM, np.quantile(uptake[0][head], 1 - HOTTEST)))
-    return Example(images, modalities, group, subject, name, head, ndimage.binary_erosion(bone), soft, hot)
+    return Example(images, modalities, group, subject, name, head, ndimage.binary_erosion(bone), soft, hot, **more)
 
 
-def read_atlas(folder, held_back=None, scalar=False):
-    """Examples of the atlas's slice pairs; arguments as `atlas.pairs` takes them."""
+def examples(pairs):
+    """Examples of `atlas.Pair`s."""
     found = [
-        example(pair.images, pair.modalities, pair.group, pair.subject, f"{pair.subject}{pair.slice:03}")
-        for pair in atlas.pairs(folder, held_back=held_back, scalar=scalar)
+        example(
+            pair.images,
+            pair.modalities,
+            pair.group,
+            pair.subject,
+            f"{pair.subject}{pair.slice:03}",
+            held_back=pair.held_back,
+            target=pair.target,
+        )
+        for pair in pairs
     ]
     return [one for one in found if one is not None]
 
@@ -113,10 +122,10 @@ def folds(subjects, count):
 
 
 def augment(one, rng):
-    """(images (S, h, w), modalities, head, bone, soft, hot) of an example, cropped to the head and sometimes altered.
+    """(images (S, h, w), modalities, head, bone, soft, hot, target) of an example: the head, at times altered.
 
-    Contrast, brightness and noise stand for the windows and scanners that the atlas lacks; now and then a
-    modality is withheld (OT), so that unknown ones work too.
+    Contrast, brightness and noise stand for the windows and scanners that the atlas lacks: not where there is a target,
+    which would have to change with them. Now and then a modality is withheld (OT), so that unknown ones work too.
     """
     rows, columns = (np.flatnonzero(one.head.any(axis)) for axis in (1, 0))
     jitter = [MARGIN + rng.randrange(8) for _ in range(2)]
@@ -124,12 +133,12 @@ def augment(one, rng):
         slice(max(0, span[0] - extra), min(SIZE, span[-1] + MARGIN + 1))
         for span, extra in zip((rows, columns), jitter, strict=True)
     )
-    images, head, bone, soft, hot = (
-        torch.from_numpy(np.ascontiguousarray(x[(..., *cut)]))
-        for x in (one.images, one.head, one.bone, one.soft, one.hot)
+    images, head, bone, soft, hot, target = (
+        None if x is None else torch.from_numpy(np.ascontiguousarray(x[(..., *cut)]))
+        for x in (one.images, one.head, one.bone, one.soft, one.hot, one.target)
     )
     modalities = list(one.modalities)
-    if rng.random() < 0.35:
+    if rng.random() < 0.35 and target is None:
         shape = (-1, 1, 1)
         gamma = torch.tensor([2 ** rng.uniform(-0.8, 0.8) for _ in modalities]).view(shape)
         gain = torch.tensor([rng.uniform(0.7, 1) for _ in modalities]).view(shape)
@@ -139,7 +148,7 @@ def augment(one, rng):
             images = (images + noise.float()).clamp(0, 1)
     if rng.random() < 0.1:
         modalities[rng.randrange(len(modalities))] = "OT"
-    return images, modalities, head.float(), bone.float(), soft.float(), hot.float()
+    return images, modalities, head.float(), bone.float(), soft.float(), hot.float(), target
 
 
 class Sampler:

@@ -21,11 +21,12 @@ from ...errors import Cancelled, FileError, MethodError
 from ...volume import MODALITIES
 from .. import weights
 from ..networks.medfusion_net import MedFusionNet
-from . import atlas, medfusion_card
+from . import atlas, dataset, medfusion_card
 from . import checkpoint as checkpoints
 from . import medfusion_data as data
 from . import medfusion_losses as losses
 from .card import write_text
+from .pairs import target_loss
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,13 @@ class Settings:
 SOFT_CORRELATION, SOFT_EDGES, BONE, HOT = 0.905, 0.9, 0.85, 0.97
 """Enough: beyond these a better soft tissue, brighter bone or hotter uptake earns nothing."""
 
+TARGET = 10.0
+"""Weight of being like the fusions that come with the data, where they do: in place of all others but `range`."""
+
 
 def loss(network, one, rng, settings):
     """Loss of one augmented example, a scalar tensor on the network's device."""
-    images, names, *masks = data.augment(one, rng)
+    images, names, *masks, target = data.augment(one, rng)
     device = next(network.parameters()).device
     images, head, bone, soft, hot = (part.to(device) for part in (images, *masks))
     index = torch.tensor([MODALITIES.index(name) for name in names], device=device)
@@ -75,6 +79,8 @@ def loss(network, one, rng, settings):
     canvas = [0, data.SIZE - fused.shape[-1], 0, data.SIZE - fused.shape[-2]]
     sources = [image[None, None] for image in images]
     total = settings.range * excess
+    if target is not None:
+        return total + TARGET * target_loss(target.to(device)[None, None], fused)
     complement_weight = settings.complement_bone if "CT" in one.modalities else settings.complement
     pairs = [(a, b) for n, a in enumerate(sources) for b in sources[n + 1 :]]
     for first, second in pairs:
@@ -130,8 +136,8 @@ def train(examples, settings, checkpoint=None, progress=None, keep_every=100, de
     """A trained `MedFusionNet`, on the device it was trained on.
 
     examples: of `medfusion_data`. checkpoint: a file that keeps the state every `keep_every` steps; training resumes
-    from it where it exists and was made with the same settings. progress(fraction, message). cancelled() -> bool,
-    asked before every step. board: TensorBoard's writer, or None. Raises Cancelled.
+    from it where it exists and was made of the same examples with the same settings. progress(fraction, message).
+    cancelled() -> bool, asked before every step. board: TensorBoard's writer, or None. Raises Cancelled.
     """
     torch.manual_seed(settings.seed)
     network = MedFusionNet().to(device)
@@ -139,13 +145,16 @@ def train(examples, settings, checkpoint=None, progress=None, keep_every=100, de
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=settings.steps, pct_start=0.1)
     start, value = 0, float("nan")
     state = checkpoints.load(Path(checkpoint), device) if checkpoint else None
-    if state and state["settings"] == asdict(settings):
+    of_this = {"settings": asdict(settings), "data": dataset.digest(examples)}
+    if state and all(state.get(name) == value for name, value in of_this.items()):
         start = state["step"]
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
     elif state:
-        log.warning("%s was made with other settings: the training begins afresh.", Path(checkpoint).name)
+        log.warning(
+            "%s was made of other data or with other settings: the training begins afresh.", Path(checkpoint).name
+        )
     began, smoothed = time.perf_counter(), None
     sampler = data.Sampler(examples, settings.seed)
     for step in range(start, settings.steps):
@@ -172,8 +181,7 @@ def train(examples, settings, checkpoint=None, progress=None, keep_every=100, de
         if progress:
             progress((step + 1) / settings.steps, f"step {step + 1} of {settings.steps}: loss {smoothed:.3f}")
         if checkpoint and ((step + 1) % keep_every == 0 or step + 1 == settings.steps):
-            state = {
-                "settings": asdict(settings),
+            state = of_this | {
                 "step": step + 1,
                 "network": network.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -183,10 +191,11 @@ def train(examples, settings, checkpoint=None, progress=None, keep_every=100, de
     return network.eval()
 
 
-def run(folder, output, runs, steps, seed, device, resume, folds, progress, cancelled, board):
-    """Train on the atlas folder and the phantom, score, cross-validate; see `trainer.train` for the arguments.
+def run(given, output, runs, steps, seed, device, resume, folds, progress, cancelled, board):
+    """Train on registered pairs and the phantom, score, cross-validate; see `trainer.train` for the arguments.
 
-    output: folder of the weights and the card. runs: that of the checkpoints, one for the network and one a fold.
+    given: its data. output: folder of the weights and the card. runs: that of the checkpoints, one for the network and
+    one a fold.
     Returns the scores on the subjects held back, {group: {measure: (mean, standard deviation)}}.
     """
     if steps is not None and steps < FEWEST:
@@ -197,7 +206,7 @@ def run(folder, output, runs, steps, seed, device, resume, folds, progress, canc
         for file in parts:
             file.unlink(missing_ok=True)
     progress(0, "reading the slices")
-    examples, extra, made = _examples(folder)
+    examples, extra, made = _examples(given, progress)
     subjects = [one.subject for one in examples]
     if folds and not 2 <= folds <= len(set(subjects)):
         raise MethodError(f"{folds} folds of {len(set(subjects))} subjects: give 2 to {len(set(subjects))}, or 0.")
@@ -211,33 +220,35 @@ def run(folder, output, runs, steps, seed, device, resume, folds, progress, canc
         network = train(seen, settings, parts[number], tell, device=device, cancelled=cancelled, board=board).cpu()
         return network, medfusion_card.measure(network, [one for one in examples if unseen(one)])
 
-    network, held_back = fitted(0, _held_back, board)
+    network, held_back = fitted(0, lambda one: one.held_back, board)
     weights.save(WEIGHTS, network, output)
     rows = {"held back": held_back}
-    _write_card(settings, rows, output)
+    of_atlas = dataset.is_folder(given) and atlas.is_atlas(given)
+    _write_card(settings, rows, output, of_atlas)
     for number, fold in enumerate(data.folds(subjects, folds) if folds else (), 1):
         _, found = fitted(number, lambda one, fold=fold: one.subject in fold, None)
         rows["cross-validated"] = rows.get("cross-validated", []) + found
     if folds:
-        _write_card(settings, rows, output)
+        _write_card(settings, rows, output, of_atlas)
     return medfusion_card.scores(held_back)
 
 
-def _examples(folder):
-    """(examples by luma, PET and SPECT ones by colour bar, the phantom's). Raises FileError."""
-    examples = data.read_atlas(folder)
-    if len({_held_back(one) for one in examples}) < 2:
+def _examples(given, progress):
+    """(examples by luma, PET and SPECT ones by colour bar, the phantom's). Raises FileError.
+
+    The last two have no targets, and are left out where the first have some.
+    """
+    examples = data.examples(dataset.pairs(given, progress))
+    if len({one.held_back for one in examples}) < 2:
         raise FileError("too little head to see in the slices to train on, or in those held back: add slices.")
     if any(max(one.head.shape) > data.SIZE for one in examples):
         raise FileError(f"slices are larger than {data.SIZE} x {data.SIZE}: resample them.")
-    extra = [one for one in data.read_atlas(folder, scalar=True) if one.group != "CT-MRI"]
-    return examples, extra, data.phantom()
+    if examples[0].target is not None:
+        return examples, [], []
+    colored = atlas.pairs(given, scalar=True) if dataset.is_folder(given) else []
+    return examples, [one for one in data.examples(colored) if one.group != "CT-MRI"], data.phantom()
 
 
-def _held_back(one):
-    return one.subject in atlas.HELD_BACK[one.group]
-
-
-def _write_card(settings, rows, folder):
-    text = medfusion_card.write(asdict(settings), rows, weights.checksum(folder / WEIGHTS))
+def _write_card(settings, rows, folder, of_atlas):
+    text = medfusion_card.write(asdict(settings), rows, weights.checksum(folder / WEIGHTS), of_atlas)
     write_text(folder / "medfusion.md", text)

@@ -27,14 +27,19 @@ COMPLEMENT = 2.0
 
 
 def pair_batch(pairs, generator, size):
-    """(sources,): (size, 2, 96, 96) crops, turned at random, of pairs that are not empty there."""
-    return (torch.stack([crop for crop, _ in _crops(pairs, generator, size)]),)
+    """(sources,): (size, 2, 96, 96) crops, turned at random, of pairs that are not empty there.
+
+    Where the pairs have targets, these follow: (size, 1, 96, 96).
+    """
+    crops = torch.stack([crop for crop, _ in _crops(pairs, generator, size)])
+    return crops[:, :2], *_targets(crops)
 
 
 def kind_batch(pairs, generator, size):
     """(sources, kinds): as `pair_batch`, with int64 (size, 2) kinds; every eighth crop hides them.
 
-    Half of the crops are of CT-MRI, where the sources differ most; sources come in either order.
+    Half of the crops are of CT-MRI, where the sources differ most; sources come in either order. Targets follow where
+    there are any.
     """
     groups = [[pair for pair in pairs if ("CT" in pair.modalities) == bone] for bone in (True, False)]
     groups = [group for group in groups if group]
@@ -45,15 +50,17 @@ def kind_batch(pairs, generator, size):
         if torch.rand((), generator=generator) < 1 / 8:
             known = torch.full_like(known, OTHER)
         turn = int(torch.randint(2, (), generator=generator))
-        images.append(crop.roll(turn, 0))
+        images.append(torch.cat([crop[:2].roll(turn, 0), crop[2:]]))
         kinds.append(known.roll(turn))
-    return torch.stack(images), torch.stack(kinds)
+    crops = torch.stack(images)
+    return crops[:, :2], torch.stack(kinds), *_targets(crops)
 
 
 def stack_batch(pairs, generator, size):
     """(sources, kinds): `size` crops that follow each other through a subject, (size, 2, 96, 96), turned as one.
 
-    Half of the stacks are of CT-MRI. pairs: a subject's in their order. kinds: int64 (size, 2).
+    Half of the stacks are of CT-MRI. pairs: a subject's in their order. kinds: int64 (size, 2). Targets follow where
+    there are any.
     """
     subjects = {}
     for pair in pairs:
@@ -71,16 +78,17 @@ def stack_batch(pairs, generator, size):
         group = groups[integer(len(groups))]
         stack = group[integer(len(group))]
         first = integer(len(stack) - size + 1)
-        images = torch.from_numpy(np.stack([pair.images for pair in stack[first : first + size]]))
+        images = torch.from_numpy(np.stack([_images(pair) for pair in stack[first : first + size]]))
         top, left = (integer(n - WIDTH + 1) for n in images.shape[2:])
         crop = images[..., top : top + WIDTH, left : left + WIDTH]
-        if crop[size // 2].std((1, 2)).min() > 0.02:
+        if crop[size // 2, :2].std((1, 2)).min() > 0.02:
             kinds = torch.tensor([kinds_of(stack[0].modalities)]).expand(size, -1)
-            return torch.rot90(crop, integer(4), (2, 3)).contiguous(), kinds
+            crop = torch.rot90(crop, integer(4), (2, 3)).contiguous()
+            return crop[:, :2], kinds, *_targets(crop)
 
 
 def _crops(pairs, generator, count):
-    """[(crop (2, 96, 96), its pair)] where both sources show something."""
+    """[(crop (2, 96, 96), or (3, 96, 96) with the target, its pair)] where both sources show something."""
 
     def integer(end):
         return int(torch.randint(end, (), generator=generator))
@@ -88,12 +96,27 @@ def _crops(pairs, generator, count):
     found = []
     while len(found) < count:
         pair = pairs[integer(len(pairs))]
-        images = torch.from_numpy(np.ascontiguousarray(pair.images))
+        images = torch.from_numpy(_images(pair))
         top, left = (integer(n - WIDTH + 1) for n in images.shape[1:])
         crop = images[:, top : top + WIDTH, left : left + WIDTH]
-        if crop.std((1, 2)).min() > 0.02:
+        if crop[:2].std((1, 2)).min() > 0.02:
             found.append((torch.rot90(crop, integer(4), (1, 2)), pair))
     return found
+
+
+def _images(pair):
+    """(2, H, W), or (3, H, W) with the target."""
+    return np.concatenate([pair.images, *([] if pair.target is None else [pair.target[None]])])
+
+
+def _targets(crops):
+    """[the targets (B, 1, H, W)] of crops (B, 2 or 3, H, W), [] where they have none."""
+    return [crops[:, 2:]] if crops.shape[1] > 2 else []
+
+
+def target_loss(targets, fused):
+    """Mean absolute error + (1 - mean SSIM) of fusions (B, 1, H, W) that should be as their targets."""
+    return F.l1_loss(fused, targets) + 1 - structure(targets, fused)[0].mean()
 
 
 def quality_loss(sources, fused, complement=0.5):
@@ -105,12 +128,14 @@ def quality_loss(sources, fused, complement=0.5):
     return (1 - quality) + complement * (1 - differences / 2) + (1 - likeness)
 
 
-def stack_loss(network, sources, kinds):
+def stack_loss(network, sources, kinds, targets=None):
     """`quality_loss` of slices and of both planes across them, and `reading_loss`, of a stack's fusion.
 
-    network: a `ThroughNet`. sources, kinds: see `stack_batch`.
+    Or `target_loss` where there are targets. network: a `ThroughNet`. sources, kinds, targets: see `stack_batch`.
     """
     fused = weighted(sources, network.stack(sources, kinds))[:, None]
+    if targets is not None:
+        return target_loss(targets, fused)
     total = quality_loss(sources, fused, COMPLEMENT) + reading_loss(sources, kinds, fused)
     for rows, columns in ((2, 3), (3, 2)):
         across = (image.permute(rows, 1, 0, columns) for image in (sources, fused))

@@ -51,13 +51,15 @@ class Recipe(Stage):
     """network() -> module. summary: what the model card says of the training.
 
     pretrain(network, pairs, seed) (optional): fills the network before the first step.
-    volumes (optional): a second stage, on slices that follow each other.
+    volumes (optional): a second stage, on slices that follow each other. targets: whether it learns to give fusions
+    that come with the data.
     """
 
     network: Callable
     summary: str
     pretrain: Callable | None = None
     volumes: Stage | None = None
+    targets: bool = False
 
 
 def _crops(pairs, generator, count, width, busy):
@@ -141,18 +143,19 @@ RECIPES = {
     ),
     "wavelet_cnn": Recipe(
         pair_batch, blend_loss, network=WaveletNet, epochs=6, steps=25, size=6, rate=3e-3, decay=0.6, every=2,
+        targets=True,
         summary="Pairs of 96x96 crops, (1 - Qabf) + (1 - SCD/2)/2 + (1 - SSIM) + clipping, without labels.",
     ),
     "fwnet": Recipe(
         kind_batch, fwnet_loss, network=FWNet, epochs=9, steps=40, size=6, rate=2e-3, decay=0.7, every=2,
-        learns=ThroughNet.of_slices, volumes=VOLUMES,
+        learns=ThroughNet.of_slices, volumes=VOLUMES, targets=True,
         summary="Pairs of 96x96 crops, without labels: (1 - Qabf) + (2 - SCD) + (1 - SSIM), bone and hot spots "
         "kept bright, soft tissue that follows the MRI, and the sources decoded from the fusion." + THEN_VOLUMES,
     ),
     **{
         f"feature_{rule}": Recipe(
             kind_batch, feature_loss, network=partial(FeatureNet, rule), epochs=9, steps=40, size=6, rate=2e-3,
-            decay=0.7, every=2, learns=ThroughNet.of_slices, volumes=VOLUMES,
+            decay=0.7, every=2, learns=ThroughNet.of_slices, volumes=VOLUMES, targets=True,
             summary="Pairs of 96x96 crops, without labels: (1 - Qabf) + (2 - SCD) + (1 - SSIM), bone and "
             "hot spots kept bright, soft tissue that follows the MRI." + THEN_VOLUMES,
         )

@@ -54,9 +54,10 @@ def score(method, network=None, pairs=(), keep=None):
 def score_stacks(method, network=None, pairs=()):
     """{"<group>, slices" and "<group>, volume": as `score`'s} over subjects: fused slice by slice, and as volumes."""
     fuser = fuser_of(method, network)
+    kinds = {pair.group: pair.modalities for pair in pairs}
     rows = {}
     for (group, _), stack in atlas.stacks(pairs).items():
-        sources, modalities = torch.from_numpy(stack), atlas.GROUPS[group]
+        sources, modalities = torch.from_numpy(stack), kinds[group]
         with torch.inference_mode():
             if hasattr(fuser, "prepare"):
                 fuser.prepare(sources, modalities)

@@ -15,7 +15,7 @@ import torch
 from ...errors import Cancelled, FileError
 from .. import registry, trial, weights
 from ..networks.selector_net import MEASURES, METHODS, MODALITIES, OPTIONS, SelectorNet, kinds, relative
-from . import atlas
+from . import atlas, dataset
 from . import checkpoint as checkpoints
 from .card import write_text
 from .score import summary
@@ -153,20 +153,20 @@ def volumes(data, members):
 
 
 def stacks(found):
-    """(N,) names of the volumes that `atlas.Pair`s belong to."""
+    """(N,) names of the volumes that `atlas.Pair`s belong to: group, a blank, subject."""
     return np.array([f"{pair.group} {pair.subject}" for pair in found])
 
 
-def run(folder, output, runs, resume, progress, cancelled):
-    """Measure the atlas's pairs, fit, score, write weights and card; see `trainer.train` for the arguments.
+def run(data, output, runs, resume, progress, cancelled):
+    """Measure registered pairs, fit, score, write weights and card; see `trainer.train` for the arguments.
 
     output: folder of the weights and the card. runs: that of the checkpoint.
     Returns the scores of its choices on the subjects held back, {group: {measure: (mean, standard deviation)}}.
     """
     from .selector_card import card
 
-    found = atlas.pairs(folder)[::EVERY]
-    seen = np.array([pair.subject not in atlas.HELD_BACK[pair.group] for pair in found])
+    found = dataset.pairs(data, progress)[::EVERY]
+    seen = np.array([not pair.held_back for pair in found])
     if seen.all() or not seen.any() or len({pair.subject for pair in found}) < 2:
         raise FileError(f"one slice in {EVERY} is used: too few of the subjects to learn from, or of those held back.")
     checkpoint = runs / "selector.checkpoint.pt"
@@ -175,15 +175,15 @@ def run(folder, output, runs, resume, progress, cancelled):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        data, seconds = measured(found, checkpoint, progress, cancelled)
+        figures, seconds = measured(found, checkpoint, progress, cancelled)
     finally:
         torch.set_num_threads(threads)
-    trials, kind, quality = (part[seen] for part in data)
+    trials, kind, quality = (part[seen] for part in figures)
     network = fit(trials, kind, gains(quality, spread_of(quality)), stacks(found)[seen])
-    text = card(data, found, seen, network, seconds)
+    text = card(figures, found, seen, network, seconds, dataset.is_folder(data) and atlas.is_atlas(data))
     weights.save("selector.safetensors", network, output)
     write_text(output / "selector.md", text)
-    return _scores(network, data, found, ~seen)
+    return _scores(network, figures, found, ~seen)
 
 
 def _scores(network, data, found, unseen):

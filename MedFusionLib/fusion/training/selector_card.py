@@ -54,11 +54,11 @@ def _share(ours, theirs):
     return f"{ours.mean() / theirs:.0%}" if theirs > 5e-4 else "-"
 
 
-def card(data, found, seen, network, seconds):
+def card(data, found, seen, network, seconds, of_atlas):
     """The model card's text.
 
     data: `selector.measured`'s of the `atlas.Pair`s `found`. seen: (N,) whether the shipped `network` learnt from
-    them. seconds: of a trial.
+    them. seconds: of a trial. of_atlas: whether the data is the atlas's.
     """
     groups = np.array([pair.group for pair in found])
     # A number means one person, whatever the group: subject 28 is in two.
@@ -66,7 +66,7 @@ def card(data, found, seen, network, seconds):
     members = stacks(found)
     slices = cross_validated(data, people)
     names = np.array(list(dict.fromkeys(members)))
-    whole = cross_validated(volumes(data, members), np.array([name.split()[1] for name in names]))
+    whole = cross_validated(volumes(data, members), np.array([name.split(maxsplit=1)[1] for name in names]))
     spread = spread_of(data[2][seen])
     unseen = gains(data[2][~seen], spread)
     single = np.full(len(unseen), gains(data[2][seen], spread).mean(0).argmax())
@@ -91,8 +91,12 @@ def card(data, found, seen, network, seconds):
         f"Cost: the trial took {seconds:.1f} s a 256x256 pair on one thread of the machine that trained it (median),"
         f" and takes {trial.MOST_SLICES} times that for a volume, however many such slices it has. Every network is"
         " loaded; one band is in memory at a time.",
-        "Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), luma; its slices are not part of this project. One"
-        f" slice in {EVERY}. The weights come from the subjects that are not held back.",
+        (
+            "Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), luma; its slices are not part of this project."
+            if of_atlas
+            else "Data: the user's own."
+        )
+        + f" One slice in {EVERY}. The weights come from the subjects that are not held back.",
         f"Date: {datetime.date.today():%Y-%m-%d}. For research, not a medical device.",
     ]
     reading = (
@@ -105,8 +109,12 @@ def card(data, found, seen, network, seconds):
         f"By slice pairs, the selector loses {_share(ours, theirs)} of what the single option loses, and"
         f" {_share(ours, _hindsight(slices[0]))} of what the best one in hindsight loses; the aim was at most 50%."
         + (f" On {', '.join(short)} alone it is more than half of the latter." if short else "")
-        + " There are two PET subjects, perhaps of one person, and the networks among the options have seen the"
-        " subjects that are not held back."
+        + (
+            " There are two PET subjects, perhaps of one person, and the networks among the options have seen the"
+            " subjects that are not held back."
+            if of_atlas
+            else ""
+        )
     )
     parts = [
         "# Method selector (`selector`)",
@@ -119,7 +127,7 @@ def card(data, found, seen, network, seconds):
         "Every slice pair by itself, cross-validated:",
         "\n".join(table(*slices, groups, members)),
         "One choice a volume (the slices of a subject), cross-validated:",
-        "\n".join(table(*whole, np.array([name.split()[0] for name in names]), names)),
+        "\n".join(table(*whole, np.array([name.split(maxsplit=1)[0] for name in names]), names)),
         "The weights here, on slice pairs of the subjects held back:",
         "\n".join(table(*shipped, groups[~seen], members[~seen])),
         _wrapped(result),

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ... import device as devices
 from ...errors import Cancelled, FileError, MethodError
 from .. import weights
-from . import atlas
 from . import checkpoint as checkpoints
+from . import dataset
 from .card import write_card
 from .recipes import RECIPES
 from .score import score, score_stacks
@@ -63,12 +63,13 @@ def train(
     steps=None,
     folds=0,
 ):
-    """Train a method on the pairs below a folder and score it on the subjects held back.
+    """Train a method on registered pairs and score it on the subjects held back.
 
-    method: a name in `recipes.RECIPES` or `COUNTED`. data: the atlas folder, see `atlas`. output: folder for weights,
-    card, checkpoint and TensorBoard log; None: the project's Resources/, checkpoint and log in runs/<method>/.
-    epochs: of a recipe; steps: of medfusion; None: as many as the shipped weights had. The selector is fitted in one
-    go, to quality that it measures first; its result depends on neither seed nor device.
+    method: a name in `recipes.RECIPES` or `COUNTED`. data: the atlas's folder, or subjects with volumes, see `dataset`.
+    output: folder for weights, card, checkpoint and TensorBoard log; None: the project's Resources/, or of volumes
+    `weights.own_folder()`, with checkpoint and log in runs/<method>/. epochs: of a recipe; steps: of medfusion; None:
+    as many as the shipped weights had. The selector is fitted in one go, to quality that it measures first; its result
+    depends on neither seed nor device.
     resume: go on from the checkpoint of the same method and seed, if there is one.
     progress(fraction, message). cancelled() -> bool, asked before every step; the last checkpoint stays on disk.
     folds: of medfusion's cross-validation by subject, each a training of its own; 0: none.
@@ -77,8 +78,9 @@ def train(
     Returns a `Training`. Raises MethodError, FileError, DeviceError, Cancelled.
     """
     _check(method, epochs, steps, folds)
-    atlas.require_split(data)
-    folder = weights.FOLDER if output is None else Path(output)
+    dataset.require_split(data)
+    own = weights.FOLDER if dataset.is_folder(data) else weights.own_folder()
+    folder = own if output is None else Path(output)
     runs = Path("runs") / method if output is None else folder
     say = progress or (lambda fraction, message: None)
     try:
@@ -131,7 +133,10 @@ def _by_recipe(method, data, folder, runs, epochs, seed, device, resume, progres
         chosen = devices.choose(device)
         if processes > 1 and chosen.type == "cuda":
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        seen = atlas.pairs(data, held_back=False)
+        everyone = dataset.pairs(data, progress if rank == 0 else None)
+        seen, held = ([pair for pair in everyone if pair.held_back == part] for part in (False, True))
+        if everyone[0].target is not None and not recipe.targets:
+            log.warning("%s does not learn from targets: they are left out.", method)
         if recipe.volumes:
             # What the data lacks for it is told before the first stage has taken its time.
             recipe.volumes.batch(seen, torch.Generator(), recipe.volumes.size)
@@ -144,10 +149,9 @@ def _by_recipe(method, data, folder, runs, epochs, seed, device, resume, progres
             return None
         name = f"{method}.safetensors"
         weights.save(name, network, folder)
-        held = atlas.pairs(data, held_back=True)
         scores = score(method, network.cpu().eval(), held)
         stacks = score_stacks(method, network, held) if recipe.volumes else None
-        card = write_card(method, recipe, folder, epochs, seed, scores, seen, stacks)
+        card = write_card(method, recipe, folder, epochs, seed, scores, data, seen, held, stacks)
         return Training(folder / name, card, scores, last)
     finally:
         if processes > 1:
@@ -169,16 +173,14 @@ def _fit(method, recipe, network, seen, runs, epochs, seed, device, resume, prog
     checkpoint = runs / f"{method}.checkpoint.pt"
     begin, start, last = 0, 0, float("nan")
     state = checkpoints.load(checkpoint, device) if resume else None
+    of_this = {"seed": seed, "data": dataset.digest(seen)}
+    same = state and all(state.get(name) == value for name, value in of_this.items())
     # Of another length, a training whose second stage has not begun can go on.
-    if (
-        state
-        and state["seed"] == seed
-        and (state["total"] == total or state["epochs"] <= min(epochs, epochs + state["total"] - total))
-    ):
+    if same and (state["total"] == total or state["epochs"] <= min(epochs, epochs + state["total"] - total)):
         network.load_state_dict(state["network"])
         start, last = state["epochs"], state["loss"]
     elif state:
-        log.warning("%s is of another seed or of more epochs: the training begins afresh.", checkpoint.name)
+        log.warning("%s is of other data, another seed or more epochs: the training begins afresh.", checkpoint.name)
     if start == 0 and recipe.pretrain:
         recipe.pretrain(network, seen, seed)
     board = _board(runs, method) if rank == 0 else None
@@ -224,7 +226,7 @@ def _fit(method, recipe, network, seen, runs, epochs, seed, device, resume, prog
                     board.add_scalar("rate", schedule.get_last_lr()[0], epoch + 1)
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"schedule": schedule.state_dict(), "epochs": epoch + 1, "total": total}
-                checkpoints.save(state | {"seed": seed, "loss": last}, checkpoint)
+                checkpoints.save(state | of_this | {"loss": last}, checkpoint)
         begin += stage.epochs
     if board:
         board.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..wavelet_cnn import blend
-from .pairs import quality_loss
+from .pairs import quality_loss, target_loss
 
 
-def blend_loss(network, sources):
-    """`quality_loss` + what clipping would take away."""
+def blend_loss(network, sources, targets=None):
+    """`quality_loss`, or `target_loss` where there are targets, + what clipping would take away."""
     fused, whole = blend(network, sources)
     clipped = (whole - fused).abs().mean()
+    if targets is not None:
+        return target_loss(targets, fused[:, None]) + clipped
     return quality_loss(sources, fused[:, None]) + clipped
