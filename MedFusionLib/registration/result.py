@@ -20,7 +20,7 @@ HEADER = 2**16
 """Bytes of a transform file beyond its displacements, at most."""
 
 SLAB = 2**22
-"""Voxels that are resampled at once through a displacement: ITK wants vectors in double precision."""
+"""Voxels that are resampled at once through a displacement, whose vectors ITK wants in double precision, or rounded."""
 
 _INTERPOLATIONS = ("linear", "bspline", "nearest")
 _ENDINGS = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
@@ -141,11 +141,17 @@ class Registration:
         resampler = sitk.ResampleImageFilter()
         resampler.SetInterpolator(kind[interpolation])
         resampler.SetDefaultPixelValue(background)
-        resampler.SetOutputPixelType(image.GetPixelID())
         out = np.empty(
             self.fixed.size[::-1] + ((3,) if volume.is_vector else ()), sitk.GetArrayViewFromImage(image).dtype
         )
-        step = len(out) if self.displacement is None else max(1, SLAB // (out.shape[1] * out.shape[2]))
+        # ITK cuts decimals off: whole numbers would lose half a unit on average.
+        rounds = out.dtype.kind in "iu" and interpolation != "nearest"
+        if rounds:
+            resampler.SetOutputPixelType(sitk.sitkVectorFloat64 if volume.is_vector else sitk.sitkFloat64)
+        else:
+            resampler.SetOutputPixelType(image.GetPixelID())
+        whole = self.displacement is None and not rounds
+        step = len(out) if whole else max(1, SLAB // (out.shape[1] * out.shape[2]))
         for start in range(0, len(out), step):
             slab = out[start : start + step]
             origin, spacing, direction = _itk_geometry(self.fixed.affine, start)
@@ -155,7 +161,11 @@ class Registration:
             resampler.SetSize([int(n) for n in slab.shape[2::-1]])
             resampler.SetTransform(self._itk_transform(start, start + len(slab)))
             resampled = resampler.Execute(image)  # a view does not keep its image alive
-            slab[...] = sitk.GetArrayViewFromImage(resampled)
+            values = sitk.GetArrayViewFromImage(resampled)
+            if rounds:
+                ends = np.iinfo(out.dtype)
+                values = np.rint(values).clip(ends.min, ends.max)
+            slab[...] = values
         return volume.with_array(out, affine=self.fixed.affine)
 
     def write(self, path):

@@ -319,6 +319,21 @@ def test_resample_keeps_meaning_and_fills_ct_with_air():
     )
 
 
+@pytest.mark.parametrize("interpolation", ["linear", "bspline"])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32])
+def test_whole_numbers_are_rounded_not_cut_off(kind, interpolation):
+    counts = np.random.default_rng(0).poisson(12, (12, 14, 10)).astype(kind)
+    matrix = np.eye(4)
+    matrix[:3, 3] = 0.3, -0.4, 0.25
+    scans = [Volume(a, np.eye(4), "NM") for a in (counts, counts.astype(np.float64))]
+    registration = Registration("rigid", matrix, None, Grid.of(scans[0]))
+    whole, exact = (registration.resample(scan, interpolation).array for scan in scans)
+    assert whole.dtype == kind
+    np.testing.assert_array_equal(whole, np.rint(exact).clip(np.iinfo(kind).min, np.iinfo(kind).max))
+    inner = (slice(2, -2),) * 3
+    assert whole[inner].mean() == pytest.approx(counts[inner].mean(), rel=0.02)
+
+
 def test_resample_refuses_what_it_does_not_know():
     with pytest.raises(VolumeError, match="sinc"):
         Registration("none", np.eye(4), None, Grid.of(blob())).resample(blob(), "sinc")
