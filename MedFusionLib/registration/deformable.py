@@ -5,6 +5,10 @@ driven by the self-similarity context of both scans (Heinrich et al., MICCAI 201
 Departures: both scans are described on one grid, after the affine registration; the descriptors are compared at
 sampled points with an analytic gradient, not on the whole grid; and both ways round, along the velocity and against it
 (symmetric, as in Avants et al., Medical Image Analysis 12, 2008), which halves what their noise does.
+
+Descriptors are drawn to edges that only one modality shows, everywhere alike, so that neither the way back nor points
+left out would tell. Mutual information errs otherwise: the map is followed, region by region, only as far as it agrees
+(`_supported`). By itself, with as many degrees of freedom, it would bend the map far worse.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from .images import Level, mapped, pooled, sorted_by_block
-from .lattice import Interpolation, Lattice, bending, bspline, smoothed
+from .images import Level, mapped, pooled, sample, sorted_by_block
+from .information import fixed_bins
+from .information import similarity as information
+from .lattice import Interpolation, Lattice, bending, bspline, evaluate, smoothed
 from .structure import channels_at, correlation, self_similarity
 
 VOXEL = 2.0
@@ -52,8 +58,26 @@ TELLING = 0.22
 STIFFENING = 3.75
 """The power of how little they tell that the bending grows with."""
 
-STIFFEST = 60.0
+STIFFEST = 12.0
 """Times the steps' bending, at most: stiffer, a CT and an MRI would not find what does deform either."""
+
+REGION = 50.0
+"""mm between the places that each say how far the map is followed there: wider, what deforms in one place only would be
+lost; closer, mutual information of so little is uncertain in itself."""
+
+TRUST = 0.004
+"""Of mutual information, for a map that tells as much as the steps' bending is right for: so much would it have to rise
+for none of the map to be better than all of it."""
+
+SMOOTHINGS = 4
+"""By half a voxel's variance each, of the scans whose mutual information is asked: noise and the blur of interpolation,
+which changes with every shift, would weigh more than the shift."""
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the map, everywhere, of which the best is where the regions start from."""
+
+WEIGHINGS = 20
+"""Steps of the regions' shares."""
 
 
 def deform(fixed, moving, matrix, similarity, report):
@@ -93,9 +117,9 @@ def _fit(pair, steps, tell):
         previous, lattice = lattice, Lattice(pair.fixed, step.lattice)
         velocity = lattice.zeros() if velocity is None else lattice.take_over(velocity, previous)
         velocity = _optimise(
-            pair, lattice, velocity, step, stiffness, 17 + n, lambda p, n=n: tell((n + p) / len(steps))
+            pair, lattice, velocity, step, stiffness, 17 + n, lambda p, n=n: tell(0.8 * (n + p) / len(steps))
         )
-    return lattice, velocity
+    return lattice, _supported(pair, lattice, velocity, steps[-1].points // 2, stiffness, tell)
 
 
 class _Pair:
@@ -108,11 +132,17 @@ class _Pair:
         while self.grid.values.numel() > MOST_VOXELS:
             spacing *= 1.3
             self.grid = pooled(fixed.levels[0], spacing)
-        self.first = describe(_blurred(self.grid))
+        # As linear interpolation blurs, on average over where a point lies between two voxels: the other scan is
+        # interpolated, and what is blurred or noisy in one only looks like a difference.
+        here = _blurred(self.grid, 1 / 6)
+        self.first = describe(here)
         check()
         # Described on its own grid the moving scan's channels would run along other axes.
         self.other = pooled(moving.levels[0], spacing)
-        self.second = describe(_resampled(self.other, self.other.to_index @ matrix, self.grid))
+        there = _resampled(self.other, self.other.to_index @ matrix, self.grid)
+        self.second = describe(there)
+        check()
+        self.smooth = [_blurred(level, 0.5, SMOOTHINGS) for level in (here, there)]
         check()
 
     def stiffness(self):
@@ -150,16 +180,16 @@ class _Pair:
         return sorted_by_block(points[:count], grid.affine)
 
 
-def _blurred(level):
-    """As linear interpolation blurs, on average over where a point lies between two voxels: the other scan is
-    interpolated, and what is blurred or noisy in one only looks like a difference."""
-    values = level.values[None, None]
-    kernel = torch.tensor([1 / 12, 10 / 12, 1 / 12], device=values.device)
-    for axis in (2, 3, 4):
-        shape = [3 if a == axis else 1 for a in (2, 3, 4)]
-        ends = [n for a in (4, 3, 2) for n in (int(a == axis),) * 2]
-        values = functional.conv3d(functional.pad(values, ends, mode="replicate"), kernel.view(1, 1, *shape))
-    return Level(values[0, 0], level.affine)
+def _blurred(level, variance, times=1):
+    """`level` blurred along each axis by three taps of a `variance` in voxels^2, so many times, the edges repeated."""
+    values = level.values
+    for axis in (0, 1, 2) * times:
+        n = values.shape[axis]
+        out = values * (1 - variance)
+        for to, of, count in ((1, 0, n - 1), (0, 0, 1), (0, 1, n - 1), (n - 1, n - 1, 1)):
+            out.narrow(axis, to, count).add_(values.narrow(axis, of, count), alpha=variance / 2)
+        values = out
+    return Level(values, level.affine)
 
 
 def _resampled(level, to_index, grid):
@@ -213,29 +243,104 @@ class _Adam:
             self.values.addcdiv_(self.mean, spread, value=-rate / (1 - self.DECAY**self.steps))
 
 
+class _Information(torch.autograd.Function):
+    """Normalised mutual information of values at points with a `Level`, by the displacement of the points."""
+
+    @staticmethod
+    def forward(ctx, shift, points, rows, inside, level, to_index):
+        values, inside_there, slope = sample(level, to_index.cpu().numpy(), (points + shift).T.contiguous(), True)
+        nmi, _, by_value = information(rows, values, inside & inside_there, gradient=True)
+        ctx.save_for_backward((slope * by_value).T @ to_index[:, :3])
+        return shift.new_tensor(nmi)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None, None, None, None, None
+
+
+class _Spread:
+    """Points of a pair of scans with what it takes to move them."""
+
+    def __init__(self, pair, lattice, count, seed):
+        points = pair.points(count, seed)
+        self.lattice, self.interpolation = lattice, Interpolation(lattice, points)
+        # Coordinates relative to a point of the head keep their digits in single precision.
+        center = points.mean(axis=0)
+        shift = np.eye(4)
+        shift[:3, 3] = center
+        as_tensor = {"dtype": torch.float32, "device": lattice.device}
+        self.points = torch.tensor(points - center, **as_tensor)
+        self.to_index = torch.tensor((pair.grid.to_index @ shift)[:3], **as_tensor)
+        self.to_mm = torch.tensor(lattice.affine[:3, :3], **as_tensor)
+
+    def shifts(self, velocity):
+        """mm (N, 3): how far the exponential of `velocity` moves the points."""
+        return self.interpolation(self.lattice.exponential(velocity)) @ self.to_mm.T
+
+
 def _optimise(pair, lattice, velocity, step, stiffness, seed, tell):
-    points = pair.points(step.points, seed)
-    interpolation = Interpolation(lattice, points)
-    # Coordinates relative to a point of the head keep their digits in single precision.
-    center = points.mean(axis=0)
-    local = torch.tensor(points - center, dtype=torch.float32, device=lattice.device)
-    shift = np.eye(4)
-    shift[:3, 3] = center
-    to_index = torch.tensor((pair.grid.to_index @ shift)[:3], dtype=torch.float32, device=lattice.device)
-    index = torch.addmm(to_index[:, 3], local, to_index[:, :3].T)
+    spread = _Spread(pair, lattice, step.points, seed)
+    index = torch.addmm(spread.to_index[:, 3], spread.points, spread.to_index[:, :3].T)
     first, second = (channels_at(described, index) for described in (pair.first, pair.second))
-    to_mm = torch.tensor(lattice.affine[:3, :3], dtype=torch.float32, device=lattice.device)
     velocity = velocity.clone().requires_grad_(True)
     climb = _Adam(velocity)
     for iteration in range(ITERATIONS):
         tell(iteration / ITERATIONS)
         loss = stiffness * step.bending * bending(smoothed(velocity) * lattice.spacing, lattice.spacing)
         for along, here, there in ((velocity, first, pair.second), (-velocity, second, pair.first)):
-            shifts = interpolation(lattice.exponential(along)) @ to_mm.T
-            loss = loss + 0.5 * _Unlikeness.apply(shifts, local, here, there, to_index)
+            shifts = spread.shifts(along)
+            loss = loss + 0.5 * _Unlikeness.apply(shifts, spread.points, here, there, spread.to_index)
         loss.backward()
         climb(step.rate / lattice.spacing * (1 - 0.8 * iteration / ITERATIONS))
     return velocity.detach()
+
+
+def _supported(pair, lattice, velocity, count, stiffness, tell):
+    """`velocity` times a smooth share between 0 and 1, with which the mutual information of the scans is about highest.
+
+    count: of points, others than those that the velocity was found at. Both ways round, as the velocity itself. Where
+    mutual information hardly tells, more of the map is kept the less `stiffness` it needed.
+    """
+    spread = _Spread(pair, lattice, count, seed=991)
+    here, there = pair.smooth
+    (first, inside, _), (second, inside_second, _) = (
+        sample(level, spread.to_index.cpu().numpy(), spread.points.T.contiguous()) for level in (here, there)
+    )
+    inside = inside & inside_second
+    ways = ((1, fixed_bins(first), there), (-1, fixed_bins(second), here))
+
+    def agreement(part):
+        """Of `velocity` times `part`."""
+        return 0.5 * sum(
+            _Information.apply(
+                spread.shifts(sign * part * velocity), spread.points, rows, inside, level, spread.to_index
+            )
+            for sign, rows, level in ways
+        )
+
+    def whole(share):
+        tell(0.8 + 0.04 * share)
+        return float(agreement(share))
+
+    with torch.no_grad():
+        start = max(SHARES, key=whole)
+    if start == SHARES[-1]:
+        # Where both agree on the whole, the descriptors know the regions better.
+        return velocity
+    sizes = [max(2, int(np.ceil((n - 1) * lattice.spacing / REGION)) + 1) for n in lattice.size]
+    to_lattice = [
+        bspline(np.linspace(0, m - 1, n), m, lattice.device) for n, m in zip(lattice.size, sizes, strict=True)
+    ]
+    share = torch.full((1, *sizes[::-1]), start, device=lattice.device, requires_grad=True)
+    climb = _Adam(share)
+    for iteration in range(WEIGHINGS):
+        tell(0.84 + 0.16 * iteration / WEIGHINGS)
+        (TRUST / stiffness * (1 - share).square().mean() - agreement(evaluate(share, to_lattice))).backward()
+        climb(0.2 * (1 - 0.8 * iteration / WEIGHINGS))
+        with torch.no_grad():
+            share.clamp_(0, 1)
+    with torch.no_grad():
+        return evaluate(share, to_lattice) * velocity
 
 
 def _whole(fixed, matrix, lattice, velocity, check):
