@@ -13,7 +13,7 @@ from typing import Annotated
 import qt
 import slicer
 import vtk
-from slicer import vtkMRMLScalarVolumeNode
+from slicer import vtkMRMLNode, vtkMRMLScalarVolumeNode, vtkMRMLTransformNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
@@ -42,6 +42,9 @@ POLL = 100
 """Milliseconds between two looks at a running job."""
 
 AUTOMATIC = "auto"
+
+TRANSFORM = "transform"
+"""Start of a registration: that of a transform node."""
 
 DARK_RED, LIGHT_RED = "#b00020", "#ff8a80"
 """Of what went wrong, on a light and on a dark ground."""
@@ -79,7 +82,8 @@ class MedFusionParameterNode:
 
     first, second, third: the scans. firstModality ...: DICOM terms, or "auto". reference: 0, 1 or 2.
     registration, method, mode, axis, lut, device: as `pipeline.Request` has them. threshold: in the uptake's own
-    units, used where thresholdOn. summary: of the last run.
+    units, used where thresholdOn. summary: of the last run. initial: as `register` has it, or "transform" for that of
+    initialTransform. region: of the reference, see `mrml.mask_from_node`.
     """
 
     first: vtkMRMLScalarVolumeNode
@@ -90,6 +94,9 @@ class MedFusionParameterNode:
     thirdModality: str = AUTOMATIC
     reference: Annotated[int, WithinRange(0, 2)] = 0
     registration: str = "rigid"
+    initial: str = AUTOMATIC
+    initialTransform: vtkMRMLTransformNode
+    region: vtkMRMLNode
     method: str = "medfusion"
     mode: str = "volume"
     axis: str = "axial"
@@ -132,6 +139,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = self.logic or MedFusionLogic()
         self._combos = {
             "registration": self.ui.registrationCombo,
+            "initial": self.ui.initialCombo,
             "method": self.ui.methodCombo,
             "mode": self.ui.modeCombo,
             "axis": self.ui.axisCombo,
@@ -316,6 +324,10 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         method = methods().get(parameters.method)
         if method is not None:
             self.ui.methodCombo.toolTip = f"{method.title}. {method.paper}"
+        moves = parameters.registration != "none"
+        for widget in (self.ui.initialCombo, self.ui.regionSelector):
+            widget.enabled = moves
+        self.ui.transformSelector.enabled = moves and parameters.initial == TRANSFORM
         volumeOnly = parameters.mode == "volume" and method is not None and 3 in method.dimensions
         self.ui.axisCombo.enabled = not volumeOnly
         for widget in (self.ui.lutCombo, self.ui.opacitySlider, self.ui.thresholdCheck):
@@ -415,6 +427,13 @@ def choices(name):
             ("affine", _("Affine (rigid, scale and shear)")),
             ("deformable", _("Deformable (soft tissue moved)")),
         ),
+        "initial": (
+            (AUTOMATIC, _("Automatic (tries many)")),
+            ("identity", _("Where the scans lie")),
+            ("geometry", _("Centre on centre")),
+            ("moments", _("Centre of mass on centre of mass")),
+            (TRANSFORM, _("A transform")),
+        ),
         "mode": (("volume", _("As a volume")), ("slice", _("Slice by slice"))),
         "axis": (("axial", _("Axial")), ("coronal", _("Coronal")), ("sagittal", _("Sagittal"))),
         "device": (
@@ -485,12 +504,16 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         """dict: arguments of `start` that a `MedFusionParameterNode` stands for."""
         chosen = [name for name in INPUTS if getattr(parameters, name) is not None]
         places = [INPUTS.index(name) for name in chosen]
+        reference = places.index(parameters.reference) if parameters.reference in places else 0
+        masks = [parameters.region if n == reference else None for n in range(len(chosen))]
         modalities = [getattr(parameters, f"{name}Modality") for name in chosen]
         return {
             "nodes": [getattr(parameters, name) for name in chosen],
             "modalities": [None if modality == AUTOMATIC else modality for modality in modalities],
-            "reference": places.index(parameters.reference) if parameters.reference in places else 0,
+            "reference": reference,
             "registration": parameters.registration,
+            "initial": parameters.initialTransform if parameters.initial == TRANSFORM else parameters.initial,
+            "masks": masks,
             "method": parameters.method,
             "mode": parameters.mode,
             "axis": parameters.axis,
@@ -529,6 +552,8 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
                 )
         if nodes[parameters.reference] is None:
             return False, _("The reference is not chosen: choose it, or another reference.")
+        if parameters.initial == TRANSFORM and parameters.registration != "none" and not parameters.initialTransform:
+            return False, _("Choose the transform to start from, or another start of the registration.")
         if parameters.method not in methods():
             return False, _("There is no fusion method “{name}”: choose another.").format(name=parameters.method)
         return True, ""
@@ -549,12 +574,18 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         device=AUTOMATIC,
         seed=0,
         untrusted="warn",
+        initial=AUTOMATIC,
+        masks=None,
+        similarity=AUTOMATIC,
     ):
         """Start to register and fuse in a process of its own; returns a `FusionRun` at once.
 
         nodes: two or three scalar volume nodes. modalities: DICOM terms in the same order, None for what the node says
         or its values suggest. reference: index of the scan that keeps its place. lut: colour table of the uptake,
-        None for no colour. The others are those of `MedFusionLib.pipeline.Request`.
+        None for no colour. initial: as `MedFusionLib.register` has it, or a linear transform node that, put on a moving
+        scan, would bring it near the reference; or a list with one for each node. masks: for each node where to look,
+        as an ROI, a segmentation or a label map node, or None. similarity: see `MedFusionLib.register`.
+        The others are those of `MedFusionLib.pipeline.Request`.
 
         Raises MedFusionError for nodes that cannot be used.
         """
@@ -588,6 +619,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
             coloring=Coloring(lut, opacity, threshold) if lut else None,
             evaluate=evaluate,
             untrusted=untrusted,
+            register_options=self._registerOptions(len(nodes), reference, registration, initial, masks, similarity),
         )
         notes = [
             _("“{name}” does not say what it is: choose CT, MRI, PET or SPECT for it, for the best result.").format(
@@ -597,6 +629,22 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
             if kind is None and volume.modality == "OT"
         ]
         return FusionRun(worker.start(request, pythonInterpreter()), nodes, request, notes)
+
+    def _registerOptions(self, count, reference, registration, initial, masks, similarity):
+        """dict: `pipeline.Request`'s register_options of what `start` was given."""
+        if registration == "none":
+            return {}
+        several = isinstance(initial, (list, tuple)) and len(initial) == count
+        starts = list(initial) if several else [initial] * count
+        starts = [
+            mrml.matrix_of_transform(start) if isinstance(start, vtkMRMLTransformNode) else start for start in starts
+        ]
+        masks = list(masks or [None] * count)
+        if len(masks) != count:
+            raise MethodError(_("Give one mask for each scan (None for all of it), or none at all."))
+        regions = [None if node is None else mrml.mask_from_node(node) for node in masks]
+        options = {"initial": tuple(starts), "fixed_mask": regions[reference], "moving_mask": tuple(regions)}
+        return options | {"similarity": similarity}
 
     def finish(self, run, show=True):
         """Add the result of a run that has ended to the scene; returns a `FusionOutcome`.

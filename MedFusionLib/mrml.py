@@ -17,8 +17,10 @@ from slicer import (
     vtkMRMLSubjectHierarchyNode,
     vtkMRMLTransformNode,
     vtkMRMLVectorVolumeNode,
+    vtkOrientedImageData,
+    vtkSegmentation,
 )
-from vtk.util.numpy_support import numpy_to_vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from .color import LUTS
 from .errors import MedFusionError, MethodError, VolumeError
@@ -30,6 +32,9 @@ MODALITY = "MedFusion.Modality"
 
 SOURCE_ROLE = "medfusionSource"
 """Node reference from a fused volume to the nodes that it was made of."""
+
+BOX = 4
+"""Voxels along each side of an ROI's box."""
 
 UNITS = {
     "HU": ("[hnsf'U]", "UCUM", "Hounsfield unit"),
@@ -93,6 +98,61 @@ def volume_from_node(node, modality=None):
     if not units and looks_like_hu(volume):
         volume = replace(volume, units="HU")
     return volume
+
+
+def mask_from_node(node):
+    """Where registration is to look, as a `Volume` that is not 0 there, in world space; parent transforms count.
+
+    node: a markups ROI (its box), a segmentation (all of its segments) or a label map (all of its labels).
+    Raises VolumeError for other nodes, empty ones, and an ROI or a segmentation under a non-linear transform.
+    """
+    name = node.GetName() or "unnamed"
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):
+        if node.GetImageData() is None or 0 in node.GetImageData().GetDimensions():
+            raise VolumeError(f"“{name}” has no voxels: load it again.")
+        straight = _straightened(node)
+        return _mask(slicer.util.arrayFromVolume(straight), _affine(straight), name)
+    before = node.GetParentTransformNode()
+    if before is not None and not before.IsTransformToWorldLinear():
+        raise VolumeError(f"“{name}” is under a transform that bends space: harden it, or take it away.")
+    if node.IsA("vtkMRMLMarkupsROINode"):
+        size = np.array(node.GetSize())
+        if not (size > 0).all():
+            raise VolumeError(f"“{name}” is no box yet: draw it, or leave it out.")
+        box = np.diag([*size / BOX, 1.0])
+        box[:3, 3] = -size / 2 + size / BOX / 2
+        affine = slicer.util.arrayFromVTKMatrix(node.GetObjectToWorldMatrix()) @ box
+        return Volume(np.ones((BOX,) * 3, np.uint8), affine, "OT", "", name)
+    if node.IsA("vtkMRMLSegmentationNode"):
+        image = vtkOrientedImageData()
+        made = node.GenerateMergedLabelmapForAllSegments(image, vtkSegmentation.EXTENT_UNION_OF_SEGMENTS)
+        if not made or 0 in image.GetDimensions():
+            raise VolumeError(f"“{name}” is empty: draw a segment in it, or leave it out.")
+        array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+        matrix = vtk.vtkMatrix4x4()
+        image.GetImageToWorldMatrix(matrix)
+        first = np.eye(4)
+        first[:3, 3] = image.GetExtent()[::2]
+        return _mask(array, _matrix_to_world(node) @ slicer.util.arrayFromVTKMatrix(matrix) @ first, name)
+    raise VolumeError(f"“{name}” is no region: choose an ROI box, a segmentation or a label map.")
+
+
+def _mask(array, affine, name):
+    if not array.any():
+        raise VolumeError(f"“{name}” is empty: draw a region in it, or leave it out.")
+    return Volume((array != 0).astype(np.uint8), affine, "OT", "", name)
+
+
+def matrix_of_transform(node):
+    """4x4, RAS mm: what a linear transform node, its parents included, does to a scan under it.
+
+    Raises VolumeError for a transform that bends space.
+    """
+    if not node.IsTransformToWorldLinear():
+        raise VolumeError(f"“{node.GetName()}” bends space: choose a linear transform to start from.")
+    matrix = vtk.vtkMatrix4x4()
+    node.GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
 
 
 def modality_of_node(node):

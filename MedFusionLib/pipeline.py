@@ -15,6 +15,9 @@ UNTRUSTED = ("warn", "stop")
 REGISTER_OPTIONS = {"initial", "fixed_mask", "moving_mask", "similarity", "levels"}
 """Keyword arguments of `register` that a request has no field of its own for."""
 
+OWN_OPTIONS = {"initial", "moving_mask"}
+"""Those of which every source may have its own."""
+
 
 @dataclass(frozen=True, eq=False)
 class Coloring:
@@ -37,7 +40,8 @@ class Request:
     its place and gives the grid of the result. registration: "none", "rigid", "affine" or "deformable", of
     every other source to the reference. untrusted: "warn" (say so in the result's messages) or "stop"
     (RegistrationError) when a registration's own verdict is "failed". register_options: further keyword
-    arguments of `register` (masks, initial ...).
+    arguments of `register` (masks, initial ...); initial and moving_mask may be tuples with one per source, None where
+    there is none and for the reference.
     method, mode, axis, device, seed: as `fuse` and `register` take them. coloring: None for no RGB volume;
     ignored where no source is PET or SPECT. evaluate: measure the result against its sources.
     """
@@ -103,7 +107,7 @@ def run(request, progress=None, cancelled=None):
         share = 0.55 / len(moving)
         start = 0.05 + share * moving.index(n)
         with steps("register", start, start + share) as report:
-            registration = _register(request, fixed, source, report, steps.cancelled, messages)
+            registration = _register(request, fixed, source, n, report, steps.cancelled, messages)
         registrations.append(registration)
         aligned.append(_resample(registration, source, fixed))
         steps.check()
@@ -175,14 +179,26 @@ def _check(request, sources):
         raise MethodError(f"{info.title} fuses 2 to {info.max_sources} volumes: {len(sources)} given.")
     if not isinstance(request.reference, Integral) or not 0 <= request.reference < len(sources):
         raise MethodError(f"the reference is source {request.reference}, but there are {len(sources)} sources.")
+    for name in OWN_OPTIONS & set(request.register_options):
+        value = request.register_options[name]
+        if isinstance(value, tuple) and len(value) not in (4, len(sources)):
+            raise MethodError(
+                f"{name} has {len(value)} entries, but there are {len(sources)} sources: give one for each."
+            )
     for source in sources:
         require_usable(source)
     require_different(sources)
 
 
-def _register(request, fixed, moving, report, cancelled, messages):
+def _register(request, fixed, moving, place, report, cancelled, messages):
     from .registration import register
 
+    options = {
+        # A 4x4 matrix may be a tuple too, of four: no number of sources.
+        name: value[place] if name in OWN_OPTIONS and isinstance(value, tuple) and len(value) in (2, 3) else value
+        for name, value in request.register_options.items()
+    }
+    options = {name: value for name, value in options.items() if value is not None}
     registration = register(
         fixed,
         moving,
@@ -191,7 +207,7 @@ def _register(request, fixed, moving, report, cancelled, messages):
         seed=request.seed,
         progress=report,
         cancelled=cancelled,
-        **request.register_options,
+        **options,
     )
     quality = registration.quality
     if quality is not None and quality.verdict != "good":
