@@ -88,7 +88,9 @@ def register(
     transform: Annotated[Path | None, typer.Option("--transform", "-t", help="ITK transform to write (.h5).")] = None,
     picture: Annotated[Path | None, typer.Option(help="PNG to judge it by: edges and checkerboard.")] = None,
     model: Model = "rigid",
-    initial: Annotated[str, typer.Option(help="Where to start: auto, identity, geometry or moments.")] = "auto",
+    initial: Annotated[
+        str, typer.Option(help="Where to start: auto, identity, geometry, moments, or a linear ITK transform file.")
+    ] = "auto",
     fixed_mask: Annotated[Path | None, typer.Option(help="Compare only where this volume is not 0.")] = None,
     moving_mask: Annotated[Path | None, typer.Option(help="The same, for the moving volume.")] = None,
     modality: Modality = None,
@@ -111,7 +113,8 @@ def register(
         raise typer.BadParameter("nothing to write: give --output, --transform or --picture.")
     _keep_apart([fixed, moving, *filter(None, (fixed_mask, moving_mask))], output, transform, picture)
     from .files import read_volume, require_place, require_writable, write_volume
-    from .registration.result import require_transform
+    from .registration.driver import INITIAL
+    from .registration.result import read_matrix, require_transform
 
     if output:
         require_writable(output)
@@ -121,6 +124,7 @@ def register(
         if picture.suffix.lower() != ".png":
             raise FileError(f"{picture.name!r} is no picture file: end its name in .png.")
         require_place(picture)
+    start = initial if initial in INITIAL else read_matrix(initial)
     masks = [mask and read_volume(mask, labels=True) for mask in (fixed_mask, moving_mask)]
     volumes = _read([fixed, moving], modality, series)
     from .registration import register as run_register
@@ -131,7 +135,7 @@ def register(
     require_different(volumes)
     with _bar() as progress:
         registration = run_register(
-            *volumes, model, device, seed, initial, fixed_mask=masks[0], moving_mask=masks[1], progress=progress
+            *volumes, model, device, seed, start, fixed_mask=masks[0], moving_mask=masks[1], progress=progress
         )
     _judge(registration, strict)
     if output:

@@ -12,6 +12,7 @@ from .result import Grid, Registration
 
 MODELS = ("none", "rigid", "affine", "deformable")
 INITIAL = ("auto", "identity", "geometry", "moments")
+SIMILARITIES = ("auto", "nmi", "mi", "mind", "ncc")
 LEVELS = (1.5, 3.0, 6.0)
 """mm: voxels of the pyramid."""
 
@@ -41,8 +42,9 @@ def register(
     initial: "auto" (many starting poses), "identity", "geometry" (middle on middle), "moments" (centre of mass on
         centre of mass), or a 4x4 RAS mm matrix, moving -> fixed, near the truth.
     fixed_mask, moving_mask: Volumes, on any grid; only where they are not 0 is compared.
-    similarity: of the deformable stage: "auto" or "mind" (descriptors that survive any change of contrast),
-        "ncc" (local correlation, for two scans of one contrast). Linear stages use normalised mutual information.
+    similarity: "auto" (rigid and affine: normalised mutual information; deformable: descriptors that survive any change
+        of contrast), "nmi" and "mind" (the same by name), "mi" (rigid and affine by plain mutual information, which
+        partial overlap misleads), "ncc" (deformable by local correlation, for two scans of one contrast).
     levels: mm of the grids, finest first; "auto" choices fit heads and bodies.
     progress(fraction, message), cancelled(): see `pipeline.run`.
 
@@ -107,8 +109,8 @@ def _one_thread():
 def _check(fixed, moving, model, seed, initial, similarity, levels, fixed_mask, moving_mask):
     if model not in MODELS:
         raise MethodError(f"registration model {model!r} is not one of {', '.join(MODELS)}.")
-    if similarity not in ("auto", "mind", "ncc"):
-        raise MethodError(f"similarity {similarity!r} is not one of auto, mind, ncc.")
+    if similarity not in SIMILARITIES:
+        raise MethodError(f"similarity {similarity!r} is not one of {', '.join(SIMILARITIES)}.")
     if isinstance(initial, str):
         if initial not in INITIAL:
             raise MethodError(f"initial {initial!r} is not one of {', '.join(INITIAL)}, or a 4x4 matrix.")

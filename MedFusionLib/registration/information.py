@@ -24,10 +24,11 @@ def fixed_bins(values):
     return (values * FINE_FIXED).to(torch.int64).clamp_(0, FINE_FIXED - 1) * FINE_MOVING
 
 
-def similarity(rows, values, inside, gradient=False):
+def similarity(rows, values, inside, gradient=False, normalised=True):
     """(NMI, share of points inside, dNMI/dvalue (N,) or None).
 
-    rows: of `fixed_bins`. values: moving values 0..1 (N,). inside: bool (N,): points that count.
+    rows: of `fixed_bins`. values: moving values 0..1 (N,). inside: bool (N,): points that count. normalised: False:
+    mutual information in natural units, plus 1, so that it too is 1 where nothing is shared.
     """
     bins = (values * FINE_MOVING).to(torch.int64).clamp_(0, FINE_MOVING - 1).add_(rows)
     bins = torch.where(inside, bins, FINE_FIXED * FINE_MOVING)
@@ -44,13 +45,14 @@ def similarity(rows, values, inside, gradient=False):
     log_moving = of_moving.log()
     of_fixed = joint.sum(1)
     entropy = -(joint * log_joint).sum()
-    nmi = -((of_fixed * of_fixed.log()).sum() + (of_moving * log_moving).sum()) / entropy
+    apart = -((of_fixed * of_fixed.log()).sum() + (of_moving * log_moving).sum())
+    found = apart / entropy if normalised else 1 + apart - entropy
     if not gradient:
-        return float(nmi), share, None
-    change = (nmi * log_joint - log_moving[None]) / entropy
+        return float(found), share, None
+    change = (found * log_joint - log_moving[None]) / entropy if normalised else log_joint - log_moving[None]
     table = (fixed.T @ change @ slope).reshape(-1) / count
     table = torch.cat([table, table.new_zeros(1)])
-    return float(nmi), share, torch.index_select(table, 0, bins)
+    return float(found), share, torch.index_select(table, 0, bins)
 
 
 def _counts(bins):

@@ -28,11 +28,12 @@ class Stage:
 class Target:
     """The similarity of two scans as a function of the fixed -> moving matrix, on one level.
 
-    center: RAS mm in the fixed volume that motions turn about.
+    center: RAS mm in the fixed volume that motions turn about. normalised: see `information.similarity`.
     """
 
-    def __init__(self, fixed, moving, level, count, center, seed):
+    def __init__(self, fixed, moving, level, count, center, seed, normalised=True):
         self.center = np.asarray(center)
+        self.normalised = normalised
         grid = fixed.levels[level]
         points = sorted_by_block(fixed.points(count, seed), grid.affine)
         self.points = torch.tensor((points - self.center).T, dtype=torch.float32, device=fixed.device).contiguous()
@@ -57,12 +58,12 @@ class Target:
     def value(self, matrix):
         """(NMI, share of the points inside the moving volume)."""
         values, inside, _ = self._sampled(matrix, False)
-        return similarity(self.rows, values, inside)[:2]
+        return similarity(self.rows, values, inside, normalised=self.normalised)[:2]
 
     def with_gradient(self, matrix):
         """(NMI, its derivative (3, 4) by `matrix` @ translation(center))."""
         values, inside, slope = self._sampled(matrix, True)
-        nmi, _, change = similarity(self.rows, values, inside, gradient=True)
+        nmi, _, change = similarity(self.rows, values, inside, True, self.normalised)
         by_index = (slope.mul_(change)) @ self.homogeneous.T
         return nmi, self.moving.to_index[:3, :3].T @ by_index.cpu().numpy().astype(np.float64)
 
@@ -175,11 +176,11 @@ def climb(target, model, matrix, first_step, tolerance, most, hessian=None, chec
     return motion.matrix(x), -f, None if fresh else inverse
 
 
-def refine(fixed, moving, model, matrix, center, stages, seed, check=None):
+def refine(fixed, moving, model, matrix, center, stages, seed, check=None, normalised=True):
     """Coarse to fine from `matrix`; (matrix, the last stage's Target)."""
     hessian = target = None
     for n, stage in enumerate(stages):
-        target = Target(fixed, moving, stage.level, stage.points, center, seed + n)
+        target = Target(fixed, moving, stage.level, stage.points, center, seed + n, normalised)
         step = float(np.linalg.norm(target.moving.affine[:3, :3], axis=0).mean())
         matrix, _, hessian = climb(target, model, matrix, step / 2, stage.tolerance, stage.most, hessian, check)
     return matrix, target

@@ -211,6 +211,27 @@ class Registration:
         return sitk.DisplacementFieldTransform(field)
 
 
+def read_matrix(path):
+    """4x4 float64, RAS mm, moving -> fixed, of a linear ITK transform file, such as `Registration.write` writes.
+
+    Raises FileError for a file that cannot be read, or bends space.
+    """
+    import SimpleITK as sitk
+
+    path = Path(path)
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        raise FileError(f"{path.name!r} cannot be read as an ITK transform: check the path.") from error
+    if transform.GetDimension() != 3 or not transform.IsLinear():
+        raise FileError(f"{path.name!r} is no linear transform in 3-D: give a rigid or an affine one.")
+    matrix = np.eye(4)
+    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    for axis, place in enumerate(np.eye(3)):
+        matrix[:3, axis] = np.array(transform.TransformPoint(place.tolist())) - matrix[:3, 3]
+    return np.linalg.inv(LPS @ matrix @ LPS)
+
+
 def require_transform(path, model):
     """Raise FileError if a registration of `model` could not be written to `path`, as far as can be told before."""
     if path.suffix.lower() not in _ENDINGS:

@@ -46,11 +46,12 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     stages = [Stage(n, POINTS[min(n, 2)], TOLERANCES[min(n, 2)], 40) for n in range(len(levels) - 1, -1, -1)]
     last = _last(fixed_image, moving_image)
     whole = stages + last if model == "rigid" else stages
-    matrix = _linear(fixed_image, moving_image, "rigid", start, whole, seed, report.check)
+    how = {"seed": seed, "check": report.check, "normalised": similarity != "mi"}
+    matrix = _linear(fixed_image, moving_image, "rigid", start, whole, how)
     if model != "rigid":
         report(0.5, "Scaling and shearing")
-        matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:] + last, seed, report.check)
-    matrix = _both_ways(fixed_image, moving_image, model, matrix, stages[-1:] + last, seed, report.check)
+        matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:] + last, how)
+    matrix = _both_ways(fixed_image, moving_image, model, matrix, stages[-1:] + last, how)
     displacement = None
     if model == "deformable":
         from .deformable import deform
@@ -68,20 +69,20 @@ def _last(fixed, moving):
     return [Stage(0, count, LAST_TOLERANCE, 40)] if count > 1.5 * POINTS[0] else []
 
 
-def _linear(fixed, moving, model, matrix, stages, seed, check):
-    """`matrix`, fixed -> moving, refined."""
+def _linear(fixed, moving, model, matrix, stages, how):
+    """`matrix`, fixed -> moving, refined. how: further arguments of `refine`."""
     one, other, matrix = _small_first(fixed, moving, matrix)
-    matrix, _ = refine(one, other, model, matrix, one.center_of_mass, stages, seed, check)
+    matrix, _ = refine(one, other, model, matrix, one.center_of_mass, stages, **how)
     return matrix if one is fixed else np.linalg.inv(matrix)
 
 
-def _both_ways(fixed, moving, model, matrix, stages, seed, check):
+def _both_ways(fixed, moving, model, matrix, stages, how):
     """Halfway between `matrix` and what points of the other scan find: the errors of interpolation differ."""
     one, other, matrix_one = _small_first(fixed, moving, matrix)
     if min(one.extent, other.extent) < LEAST_ALIKE * max(one.extent, other.extent):
         return matrix
     model = "rigid" if model == "rigid" else "affine"
-    back, _ = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, stages, seed, check)
+    back, _ = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, stages, **how)
     around = matrix_one @ back
     gap = around - np.eye(4)
     at_center = np.linalg.norm(gap @ np.append(other.center_of_mass, 1))

@@ -105,6 +105,11 @@ def test_register_takes_masks_and_a_start(call, folder, tmp_path):
     code, _, err = call(*arguments, "--fixed-mask", tmp_path / "mask.nrrd", "--initial", "geometry")
     assert code == 0, err
     assert (tmp_path / "t.h5").is_file()
+    first = sitk.ReadTransform(str(tmp_path / "t.h5")).TransformPoint((10.0, 20.0, 30.0))
+    code, _, err = call(*arguments[:-1], tmp_path / "again.h5", "--initial", tmp_path / "t.h5")
+    assert code == 0, err
+    again = sitk.ReadTransform(str(tmp_path / "again.h5")).TransformPoint((10.0, 20.0, 30.0))
+    assert np.linalg.norm(np.subtract(again, first)) < 1
     code, _, err = call(*arguments, "--initial", "wishful")
     assert code == 1 and "wishful" in err
 

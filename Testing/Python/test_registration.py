@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from MedFusionLib import phantom
 from MedFusionLib.errors import Cancelled, FileError, MethodError, VolumeError
 from MedFusionLib.registration import Grid, Registration, register
-from MedFusionLib.registration.result import HEADER
+from MedFusionLib.registration.result import HEADER, read_matrix
 from MedFusionLib.volume import LPS, Volume
 
 
@@ -56,6 +56,37 @@ def test_far_away(head, degrees, axis, shift):
     away = turn(degrees, axis, shift)
     registration = register(head.ct, moved(head.mr, away))
     assert distance(head, registration.matrix @ away, head.truth["MR"]) < 1.5
+
+
+def test_plain_mutual_information_finds_the_truth_too(head):
+    registration = register(head.ct, head.mr, similarity="mi")
+    assert head.error("MR", registration.matrix) < 1.0
+    assert not np.array_equal(registration.matrix, register(head.ct, head.mr).matrix), "as if nothing had been said"
+    assert np.array_equal(register(head.ct, head.mr, similarity="nmi").matrix, register(head.ct, head.mr).matrix)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_gradient_of_mutual_information_is_its_slope(normalised):
+    import torch
+
+    from MedFusionLib.registration.information import fixed_bins, similarity
+
+    draw = torch.Generator().manual_seed(0)
+    fixed = torch.rand(4000, generator=draw)
+    # In the middle of the fine bins, where the counts change by a whole voxel for a step to the next bin.
+    moving = (torch.floor((0.7 * fixed + 0.3 * torch.rand(4000, generator=draw)) * 200) + 28.5) / 256
+    inside = torch.ones(4000, dtype=torch.bool)
+    rows = fixed_bins(fixed)
+    _, share, slope = similarity(rows, moving, inside, True, normalised)
+    assert share == 1
+    step = 1 / 256
+    for which in (moving < 0.4, (moving > 0.4) & (moving < 0.6), moving > 0.6):
+        ahead, behind = (
+            similarity(rows, moving + sign * step * which, inside, False, normalised)[0] for sign in (1, -1)
+        )
+        assert float(slope[which].sum()) == pytest.approx((ahead - behind) / (2 * step), rel=0.1)
+    alone = similarity(rows, torch.rand(4000, generator=draw), inside, False, normalised)[0]
+    assert 1 <= alone < 1.15, "1 where nothing is shared, but for chance"
 
 
 def test_a_given_start_is_enough(head):
@@ -317,6 +348,25 @@ def test_resample_keeps_meaning_and_fills_ct_with_air():
         "thorax",
         (0, 100),
     )
+
+
+def test_a_transform_file_is_read_back_to_the_same_matrix(tmp_path):
+    matrix = turn(20, "y", (5, -6, 7)) @ np.diag([1.1, 0.9, 1, 1])
+    registration = Registration("affine", matrix, None, Grid((4, 5, 6), np.eye(4)))
+    for ending in ("h5", "tfm"):
+        registration.write(tmp_path / f"t.{ending}")
+        np.testing.assert_allclose(read_matrix(tmp_path / f"t.{ending}"), matrix, atol=1e-9)
+    centred = sitk.Euler3DTransform((10, 20, 30), 0.1, 0.2, 0.3, (1, 2, 3))
+    sitk.WriteTransform(sitk.CompositeTransform([centred, sitk.TranslationTransform(3, (4, 5, 6))]), tmp_path / "c.h5")
+    point = (np.linalg.inv(read_matrix(tmp_path / "c.h5")) @ (7, 8, 9, 1))[:3]
+    expected = np.array(centred.TransformPoint((-7.0 + 4, -8.0 + 5, 9.0 + 6))) * (-1, -1, 1)
+    np.testing.assert_allclose(point, expected, atol=1e-9)
+    scan = blob()
+    Registration("deformable", matrix, shifted_field(scan, (1, 2, 3)), Grid.of(scan)).write(tmp_path / "bent.h5")
+    (tmp_path / "no.tfm").write_text("nothing")
+    for name in ("bent.h5", "no.tfm", "away.h5"):
+        with pytest.raises(FileError, match=name):
+            read_matrix(tmp_path / name)
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "bspline"])
