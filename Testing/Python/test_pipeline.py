@@ -199,6 +199,11 @@ WRONG = {
         MethodError,
         "hold iterations: choose of fixed_mask",
     ),
+    "starts": (
+        Request((GOOD, scan()), register_options={"initial": (None, "auto", "auto")}),
+        MethodError,
+        "initial has 3 entries, but there are 2 sources",
+    ),
     "coloring": (Request((GOOD, scan()), coloring={"lut": "PET-Heat"}), MethodError, "coloring is a dict"),
     "threshold": (Request((GOOD, scan()), coloring=Coloring(threshold="2")), MethodError, "threshold is '2'"),
     "reference": (Request((GOOD, scan()), reference=2), MethodError, "reference is source 2, but there are 2"),
@@ -258,6 +263,27 @@ def test_options_reach_the_registration(request_, head):
         register_options={"initial": head.truth["MR"]},
     )
     assert head.error("MR", run(known).registrations[1].matrix) < 2
+
+
+def test_every_source_may_start_from_a_place_of_its_own(request_, head, monkeypatch):
+    from MedFusionLib import registration
+
+    told = []
+
+    def listening(fixed, moving, **options):
+        told.append((moving.modality, options.get("initial"), options.get("moving_mask")))
+        return register(fixed, moving, **options)
+
+    register = registration.register
+    monkeypatch.setattr(registration, "register", listening)
+    matrix = tuple(map(tuple, head.truth["PT"].tolist()))
+    mask = head.pet.with_array(np.ones(head.pet.array.shape, np.uint8))
+    options = {"initial": (None, "moments", matrix), "moving_mask": (None, None, mask)}
+    run(replace(request_, evaluate=False, register_options=options))
+    assert told == [("MR", "moments", None), ("PT", matrix, mask)]
+    told.clear()
+    run(replace(request_, sources=(head.ct, head.pet), evaluate=False, register_options={"initial": matrix}))
+    assert told == [("PT", matrix, None)]
 
 
 def test_grids_that_differ_are_only_for_run(head):
