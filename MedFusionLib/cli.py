@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -219,18 +220,15 @@ def run(
     python -m MedFusionLib run ct_dicom/ pet_dicom/ --series '' --series 'PET AC' --threshold 2.5 -o results
     """
     from .outputs import NAMES, require_folder, write_result
-    from .pipeline import Coloring, Request
+    from .pipeline import Coloring, Request, require_settings
     from .pipeline import run as run_pipeline
 
     require_folder(output)
     _keep_apart(sources, *(output / name for name in NAMES))
-    began = time.perf_counter()
-    volumes = _read(sources, modality, series)
-    read = time.perf_counter() - began
-    if reference > len(volumes):
-        raise typer.BadParameter(f"--reference {reference}, but there are {len(volumes)} sources.")
+    if reference > len(sources):
+        raise typer.BadParameter(f"--reference {reference}, but there are {len(sources)} sources.")
     request = Request(
-        tuple(volumes),
+        tuple(sources),
         reference - 1,
         registration,
         method,
@@ -241,6 +239,10 @@ def run(
         Coloring(lut, opacity, threshold),
         untrusted="stop" if strict else "warn",
     )
+    require_settings(request)
+    began = time.perf_counter()
+    request = replace(request, sources=tuple(_read(sources, modality, series)))
+    read = time.perf_counter() - began
     with _bar() as progress:
         result = run_pipeline(request, progress)
     result.seconds["read"] += read

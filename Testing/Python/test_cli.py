@@ -141,6 +141,18 @@ def test_fuse_and_evaluate(call, folder, tmp_path):
     assert all(name in out for name in scores)
 
 
+def test_run_says_what_is_wrong_before_it_reads(call, tmp_path):
+    for scan in ("a.nii.gz", "b.nii.gz"):
+        (tmp_path / scan).write_bytes(b"no scan at all")
+    arguments = ("run", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "-o", tmp_path / "out")
+    for wrong, said in (("--method", "magic"), ("--axis", "oblique"), ("--lut", "Heat")):
+        code, _, err = call(*arguments, wrong, said)
+        assert code == 1 and said in err and "a.nii.gz" not in err
+    code, _, err = call(*arguments, "--reference", 3)
+    assert code == 2 and "there are 2 sources" in err
+    assert files(tmp_path) == ["a.nii.gz", "b.nii.gz"]
+
+
 def test_run_writes_everything(call, folder, tmp_path):
     sources = [folder / name for name in ("ct.nii.gz", "t1.nii.gz", "pet.nrrd")]
     code, out, err = call("run", *sources, "--method", "average", "--threshold", "3", "-o", tmp_path / "out")
