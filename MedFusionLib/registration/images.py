@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -195,7 +196,10 @@ def sample(level, matrix, points, gradient=False):
 def _range(values):
     """(low, high) between which a scan's values are told apart: without the outliers at both ends."""
     flat = values.reshape(-1)
-    sample = flat[:: max(1, flat.numel() // 200_000)].cpu().numpy()
+    step = max(1, flat.numel() // 200_000)
+    while math.gcd(step, values.shape[-1]) > max(1, values.shape[-1] // 4):
+        step += 1  # or it would see few columns only, again and again
+    sample = flat[::step].cpu().numpy()
     low, high = (float(x) for x in np.percentile(sample, (0.1, 99.8)))
     if not low < high:
         low, high = float(flat.min()), float(flat.max())

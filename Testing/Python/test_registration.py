@@ -89,6 +89,18 @@ def test_the_gradient_of_mutual_information_is_its_slope(normalised):
     assert 1 <= alone < 1.15, "1 where nothing is shared, but for chance"
 
 
+def test_the_range_of_a_large_scan_is_not_that_of_one_column():
+    import torch
+
+    from MedFusionLib.registration.images import _range
+
+    values = torch.zeros(100, 1000, 400)  # 200 times the sample: every 200th voxel is in one of two columns
+    values[..., 100:300] = torch.linspace(1, 50, 200)
+    values[..., [0, 200]] = 3
+    low, high = _range(values)
+    assert low == 0 and 49 < high <= 50
+
+
 def test_a_given_start_is_enough(head):
     near = turn(4, "z", (3, -4, 2)) @ head.truth["MR"]
     registration = register(head.ct, head.mr, initial=near)
