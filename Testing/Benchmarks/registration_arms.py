@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from registration_cases import atlas_cases, full_size_case, gpu_case, phantom_cases, template_cases
+from registration_cases import atlas_cases, full_size_case, gpu_case, phantom_cases, still_cases, template_cases
 from registration_peers import GPU_TOOLS, TOOLS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -78,6 +78,9 @@ def arms():
         Arm("phantom-affine", "affine, phantom", "affine", lambda seed: phantom_cases(seed, "affine"), 2, few, bars[1]),
         Arm("phantom-deformable", "deformable, phantom", "deformable",
             lambda seed: phantom_cases(seed, "deformable"), 1, few, bars[2]),
+        # convexAdam wants both scans on one grid.
+        Arm("still", "deformable, phantom that nothing deforms", "deformable", still_cases, 2, 2,
+            tools={"MedFusion": TOOLS["MedFusion"]}),
     ]  # fmt: skip
     if ATLAS.is_dir():
         found.append(Arm("atlas", "rigid, atlas stacks", "rigid", lambda seed: atlas_cases(ATLAS, seed), 3, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -47,6 +47,18 @@ def phantom_cases(seed, model):
         truth = np.linalg.inv(made.truth[moving.modality] @ np.linalg.inv(stretch))
         stretched = moving.with_array(moving.array, affine=stretch @ moving.affine)
         yield Case(name, made.ct, stretched, _matrix_errors(truth, made.head), truth)
+
+
+def still_cases(seed):
+    """The phantom's MRI and PET to its CT, moved at random, for a deformation to leave as they are."""
+    made = _phantom(seed)
+    for case in phantom_cases(seed, "rigid"):
+        at_points = _error_at(case.fixed, made.head, case.truth)
+
+        def errors(found, fixed=case.fixed, at_points=at_points):
+            return at_points(found) | {"folded": 100 * float((_determinant(found, fixed) <= 0).mean())}
+
+        yield replace(case, errors=errors)
 
 
 def _warped_phantom(made, seed, most=8.0, width=16.0):
@@ -112,18 +124,24 @@ def gpu_case(seed, model):
         _as_size(v, size, zoom) for v, size in ((made.ct, (200, 512, 512)), (made.mr, (256, 256, 256)))
     )  # fmt: skip
     truth = np.linalg.inv(made.truth["MR"])
-    matrix_errors = _matrix_errors(truth, made.head)
+    return Case("MR-CT", ct, mr, _error_at(ct, made.head, truth), truth)
+
+
+def _error_at(fixed, points, truth):
+    """Errors of a 4x4 or a displacement on `fixed`'s grid, by RAS points of it and the 4x4 that is right."""
+    matrix_errors = _matrix_errors(truth, points)
 
     def errors(found):
         if found.ndim == 2:
             return matrix_errors(found)
-        index = np.rint(made.head @ np.linalg.inv(ct.affine)[:3, :3].T + np.linalg.inv(ct.affine)[:3, 3]).astype(int)
-        i, j, k = np.clip(index, 0, np.array(ct.size) - 1).T
-        place = np.stack([i, j, k], -1) @ ct.affine[:3, :3].T + ct.affine[:3, 3]
+        to_index = np.linalg.inv(fixed.affine)
+        index = np.rint(points @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
+        i, j, k = np.clip(index, 0, np.array(fixed.size) - 1).T
+        place = np.stack([i, j, k], -1) @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
         there = place @ truth[:3, :3].T + truth[:3, 3]
         return {"error": float(np.linalg.norm(place + found[i, j, k] - there, axis=1).mean())}
 
-    return Case("MR-CT", ct, mr, errors, truth)
+    return errors
 
 
 def _as_size(volume, size, zoom):
