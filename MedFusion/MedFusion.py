@@ -33,10 +33,13 @@ from MedFusionLib import install, mrml, worker
 from MedFusionLib.color import LUTS
 from MedFusionLib.errors import Cancelled, MedFusionError, MethodError, VolumeError
 from MedFusionLib.fusion.registry import methods
-from MedFusionLib.pipeline import Coloring, Request
+from MedFusionLib.pipeline import Coloring, Request, leaned
 from MedFusionLib.volume import FUNCTIONAL
 
 INPUTS = ("first", "second", "third")
+
+PAUSE = 200
+"""Milliseconds after the last move of a slider before what it asks for is done."""
 
 POLL = 100
 """Milliseconds between two looks at a running job."""
@@ -124,6 +127,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._run = None
+        self._leanable = None
         self._complaint = False
         self._watched = set()
         # Last, and it starts the mixin too: without a parent Slicer calls setup() from in there.
@@ -158,6 +162,13 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._timer = qt.QTimer()
         self._timer.interval = POLL
         self._timer.connect("timeout()", self._onTimer)
+        self._leanTimer = qt.QTimer()
+        self._leanTimer.interval = PAUSE
+        self._leanTimer.singleShot = True
+        self._leanTimer.connect("timeout()", self._lean)
+        self.ui.leanSlider.connect("valueChanged(double)", lambda _amount: self._leanTimer.start())
+        self.ui.leanCombo.connect("currentIndexChanged(int)", lambda _index: self._leanTimer.start())
+        self._offerLeaning(None)
         self.ui.progressBar.visible = False
         self.ui.messageLabel.visible = False
         self.ui.scoresTable.verticalHeader().visible = False
@@ -234,6 +245,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         parameters = self._parameterNode
         self.ui.logText.plainText = ""
+        self._offerLeaning(None)
         try:
             self._run = self.logic.start(**self.logic.optionsOf(parameters))
         except MedFusionError as error:
@@ -271,7 +283,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         try:
             self._finish(run)
         finally:
-            run.close()
+            if self._leanable is None or self._leanable[0] is not run:
+                run.close()
             self.ui.progressBar.visible = False
             self._onParameters()
 
@@ -291,9 +304,45 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.summary = outcome.summary
         self._showScores(outcome.scores)
+        self._offerLeaning((run, outcome))
+
+    def _offerLeaning(self, leanable):
+        """Let the result of a run be leaned towards its scans; None: there is none. Ends the run that it was before."""
+        if self._leanable is not None:
+            self._leanable[0].close()
+        self._leanable = leanable if leanable is not None and self.logic.canLean(leanable[0]) else None
+        self._leanTimer.stop()
+        section = (self.ui.leanLabel, self.ui.leanCombo, self.ui.leanSlider)
+        for widget in section:
+            widget.blockSignals(True)
+            widget.visible = self._leanable is not None
+        self.ui.leanCombo.clear()
+        for name in self._leanable[0].names if self._leanable is not None else ():
+            self.ui.leanCombo.addItem(name)
+        self.ui.leanSlider.value = 0
+        for widget in section:
+            widget.blockSignals(False)
+
+    def _lean(self):
+        if self._leanable is None:
+            return
+        run, outcome = self._leanable
+        amount = self.ui.leanSlider.value
+        try:
+            self.logic.lean(run, outcome, self.ui.leanCombo.currentIndex, amount)
+        except MedFusionError as error:
+            self._complain(error)
+            return
+        self._showScores({} if amount else outcome.scores)  # they were measured of the fusion as it was
+        self._say(
+            _("Leaned {percent:.0f} % towards {name}.").format(percent=100 * amount, name=self.ui.leanCombo.currentText)
+            if amount
+            else ""
+        )
 
     def _abandon(self):
         """End a run whose scene is going: nothing of it may arrive, and nothing of an earlier one stays."""
+        self._offerLeaning(None)
         if self._run is not None:
             self._run.close()
             self._run = None
@@ -664,6 +713,20 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         )
         messages = (*result.messages, *run.notes)
         return FusionOutcome(scene, dict(result.scores), dict(result.seconds), messages, summary)
+
+    def canLean(self, run):
+        """Whether the result of a run that has ended has weight maps, which `lean` needs."""
+        return run.job.result().fusion.weights is not None
+
+    def lean(self, run, outcome, towards, amount):
+        """Lean a result in the scene towards one of its scans; no network runs.
+
+        run: that has not been closed. outcome: what `finish` returned for it. towards: index of a scan. amount: 0 (as
+        it was fused) to 1 (that scan alone). The fused volume and its colour change in place.
+
+        Raises MedFusionError.
+        """
+        mrml.update_result(outcome.scene, leaned(run.job.result(), run.request, towards, amount))
 
     def run(self, nodes, show=True, progress=None, **options):
         """Register and fuse, wait for it, and add the result to the scene: the console's way in.

@@ -232,6 +232,20 @@ def add_result(result, nodes, request):
     return SceneResult(fused, transforms, overlay, rgb, request.coloring.opacity if request.coloring else 0.0)
 
 
+def update_result(scene_result, result):
+    """Give the fused and the colour volume of a `SceneResult` the voxels of another `pipeline.Result` on the same grid.
+
+    Raises VolumeError where the fused volume has left the scene.
+    """
+    if scene_result.fused.GetScene() is None:
+        raise VolumeError("The fused volume is no longer in the scene: run again.")
+    for node, volume in ((scene_result.fused, result.fusion.volume), (scene_result.rgb, result.rgb)):
+        if node is not None and node.GetScene() is not None and volume is not None:
+            slicer.util.updateVolumeFromArray(node, _displayable(volume.array))
+            for key, value in volume.attributes.items():
+                node.SetAttribute(key, value)
+
+
 def remove_result(scene_result):
     """Take the nodes of a `SceneResult` out of the scene again."""
     for node in (scene_result.fused, scene_result.overlay, scene_result.rgb, *scene_result.transforms):

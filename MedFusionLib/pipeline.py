@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from os import PathLike
 
@@ -119,7 +119,7 @@ def run(request, progress=None, cancelled=None):
             aligned, request.method, request.mode, request.axis, request.device, report, cancelled=steps.cancelled
         )
     rgb = None
-    functional = next((source for source in aligned if source.modality in FUNCTIONAL), None)
+    functional = _functional(aligned)
     if request.coloring and functional is not None:
         from .color import colorize
 
@@ -135,6 +135,28 @@ def run(request, progress=None, cancelled=None):
     if progress:
         progress(1.0, "Done")
     return Result(fusion, tuple(aligned), tuple(registrations), rgb, scores, steps.seconds, tuple(messages))
+
+
+def leaned(result, request, towards, amount):
+    """A `Result` with its fusion leaned towards a source, see `fusion.lean`, and its colour with it.
+
+    result, request: of the run. towards: index of a source. amount: 0 (as it was fused) to 1 (that source alone).
+    No network runs. The scores were of the fusion as it was: there are none.
+    """
+    from .fusion import lean
+
+    fusion = lean(result.fusion, result.sources, towards, amount)
+    rgb = result.rgb
+    if rgb is not None:
+        from .color import colorize
+
+        rgb = colorize(fusion.volume, _functional(result.sources), request.coloring)
+    return replace(result, fusion=fusion, rgb=rgb, scores={})
+
+
+def _functional(sources):
+    """The PET or SPECT that is shown in colour, or None."""
+    return next((source for source in sources if source.modality in FUNCTIONAL), None)
 
 
 def _read(source):

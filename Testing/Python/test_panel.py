@@ -117,6 +117,53 @@ def test_scores_come_with_a_result_and_go_with_the_scene(panel, nodes):
     assert "Nothing was fused yet" in panel.ui.summaryLabel.text
 
 
+def test_a_result_is_leaned_towards_a_scan_without_the_network(panel, nodes):
+    import slicer
+
+    from MedFusionLib.normalize import to_unit
+
+    assert not panel.ui.leanSlider.visible
+    choose(panel, nodes)
+    panel._parameterNode.registration, panel._parameterNode.method = "none", "average"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    assert panel.ui.leanSlider.visible and panel.ui.leanCombo.count == 3
+    run, outcome = panel._leanable
+    result, scene = run.job.result(), outcome.scene
+    as_fused = slicer.util.arrayFromVolume(scene.fused).copy()
+    colored = slicer.util.arrayFromVolume(scene.rgb).copy()
+    panel.ui.leanCombo.currentIndex = 1
+    panel.ui.leanSlider.value = 0.6
+    wait(lambda: "Leaned" in panel.ui.messageLabel.text)
+    assert panel.ui.messageLabel.text == "Leaned 60 % towards MR head."
+    leaned = slicer.util.arrayFromVolume(scene.fused)
+    np.testing.assert_allclose(leaned, 0.4 * as_fused + 0.6 * to_unit(result.sources[1]), atol=1e-5)
+    assert (slicer.util.arrayFromVolume(scene.rgb) != colored).any()
+    assert scene.fused.GetAttribute("MedFusion.Lean") == "0.6 towards source 2"
+    assert not panel.ui.scoresTable.visible, "they were measured before"
+    photograph(panel.parent, "panel-leaned")
+    panel.ui.leanSlider.value = 0
+    wait(lambda: panel.ui.scoresTable.visible)
+    np.testing.assert_allclose(slicer.util.arrayFromVolume(scene.fused), as_fused, atol=1e-6)
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(scene.rgb), colored)
+
+    slicer.mrmlScene.RemoveNode(scene.fused)
+    panel.ui.leanSlider.value = 0.2
+    wait(lambda: "no longer in the scene" in panel.ui.messageLabel.text)
+    folder = run.job.folder
+    assert folder.exists()
+    slicer.mrmlScene.Clear(0)
+    assert not panel.ui.leanSlider.visible and not folder.exists()
+
+
+def test_a_method_without_weight_maps_offers_no_leaning(panel, nodes):
+    choose(panel, nodes[:2])
+    panel._parameterNode.registration, panel._parameterNode.method = "none", "laplacian"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    assert panel.ui.scoresTable.visible and not panel.ui.leanSlider.visible
+
+
 @pytest.mark.parametrize("ground", ["#efefef", "#323232", "#000000", "#ffffff"])
 def test_what_is_wrong_can_be_read_on_any_ground(panel, ground):
     from PySide6.QtGui import QColor, QPalette
