@@ -128,6 +128,8 @@ def register(
     start = initial if initial in INITIAL else read_matrix(initial)
     masks = [mask and read_volume(mask, labels=True) for mask in (fixed_mask, moving_mask)]
     volumes = _read([fixed, moving], modality, series)
+    if output:
+        require_writable(output, volumes[0])
     from .registration import register as run_register
     from .volume import require_different, require_usable
 
@@ -180,6 +182,7 @@ def fuse(
     if weights:
         require_folder(weights)
     volumes = _read(sources, modality, series)
+    require_writable(output, volumes[0])
     with _bar() as progress:
         fusion = run_fuse(volumes, method, mode, axis, device, progress)
     if weights and fusion.weights is None:

@@ -92,13 +92,8 @@ def write_volume(volume, path):
     """
     require_volume(volume)
     path = Path(path)
-    require_writable(path)
+    require_writable(path, volume)
     ending = _ending(path.name)
-    if ending in (".nii", ".nii.gz") and _is_sheared(volume.affine):
-        raise GeometryError(
-            f"{volume.title} has a sheared grid (a CT with gantry tilt, say), which NIfTI readers do not agree on:"
-            " write .nrrd."
-        )
     image = to_sitk(volume)
     for key, value in {"Modality": volume.modality, "Units": volume.units, "Name": volume.name}.items():
         if value:
@@ -121,13 +116,21 @@ def write_volume(volume, path):
             raise FileError(_why_not_written(path, partial)) from error
 
 
-def require_writable(path):
-    """Raise FileError if `write_volume` could not write to `path`, as far as that can be told before."""
+def require_writable(path, volume=None):
+    """Raise FileError if `write_volume` could not write to `path`, as far as that can be told before.
+
+    volume: one on the grid that would be written, where it is known: GeometryError if the format has no such grids.
+    """
     path = Path(path)
     # ITK knows the small ones alone, and writes others under another name or not at all.
     if not path.name.endswith(WRITABLE):
         raise FileError(f"{path.name!r}: write {', '.join(WRITABLE)}, in small letters; the ending says which.")
     require_place(path)
+    if volume is not None and _ending(path.name) in (".nii", ".nii.gz") and _is_sheared(volume.affine):
+        raise GeometryError(
+            f"{volume.title} has a sheared grid (a CT with gantry tilt, say), which NIfTI readers do not agree on:"
+            " write .nrrd."
+        )
 
 
 def require_place(path):

@@ -141,6 +141,21 @@ def test_fuse_and_evaluate(call, folder, tmp_path):
     assert all(name in out for name in scores)
 
 
+@pytest.mark.parametrize("verb", ["fuse", "register"])
+def test_a_grid_that_the_format_lacks_is_said_before_the_work(verb, call, tmp_path, monkeypatch):
+    from MedFusionLib import Volume, fusion, registration
+
+    tilted = np.eye(4)
+    tilted[1, 2] = 0.3
+    for n, name in enumerate(("a", "b")):
+        array = np.random.default_rng(n).random((6, 7, 8), np.float32)
+        write_volume(Volume(array, tilted, "MR"), tmp_path / f"{name}.nrrd")
+    monkeypatch.setattr(fusion, "fuse", None)
+    monkeypatch.setattr(registration, "register", None)
+    code, _, err = call(verb, tmp_path / "a.nrrd", tmp_path / "b.nrrd", "-o", tmp_path / "c.nii.gz")
+    assert code == 1 and "sheared grid" in err and "write .nrrd" in err
+
+
 def test_run_says_what_is_wrong_before_it_reads(call, tmp_path):
     for scan in ("a.nii.gz", "b.nii.gz"):
         (tmp_path / scan).write_bytes(b"no scan at all")
