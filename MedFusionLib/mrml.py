@@ -150,9 +150,7 @@ def matrix_of_transform(node):
     """
     if not node.IsTransformToWorldLinear():
         raise VolumeError(f"“{node.GetName()}” bends space: choose a linear transform to start from.")
-    matrix = vtk.vtkMatrix4x4()
-    node.GetMatrixTransformToWorld(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
+    return _to_world(node)
 
 
 def modality_of_node(node):
@@ -193,10 +191,8 @@ def add_volume(volume, name=None, parent=None):
         units = slicer.vtkCodedEntry()
         units.SetValueSchemeMeaning(*UNITS.get(volume.units, (volume.units, "UCUM", volume.units)))
         node.SetVoxelValueUnits(units)
-    slicer.util.updateVolumeFromArray(node, _displayable(volume.array))
+    _fill(node, volume)
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(volume.affine))
-    for key, value in volume.attributes.items():
-        node.SetAttribute(key, value)
     node.SetAttribute(MODALITY, volume.modality)
     return node
 
@@ -241,9 +237,7 @@ def update_result(scene_result, result):
         raise VolumeError("The fused volume is no longer in the scene: run again.")
     for node, volume in ((scene_result.fused, result.fusion.volume), (scene_result.rgb, result.rgb)):
         if node is not None and node.GetScene() is not None and volume is not None:
-            slicer.util.updateVolumeFromArray(node, _displayable(volume.array))
-            for key, value in volume.attributes.items():
-                node.SetAttribute(key, value)
+            _fill(node, volume)
 
 
 def remove_result(scene_result):
@@ -389,11 +383,22 @@ def _matrix_to_ras(node):
 
 def _matrix_to_world(node):
     """4x4 of a node's linear parent transforms, RAS mm, to world."""
-    matrix = vtk.vtkMatrix4x4()
     before = node.GetParentTransformNode()
-    if before is not None:
-        vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(before, None, matrix)
+    return np.eye(4) if before is None else _to_world(before)
+
+
+def _to_world(transform):
+    """4x4 of a linear transform node and its parents, RAS mm, to world."""
+    matrix = vtk.vtkMatrix4x4()
+    vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(transform, None, matrix)
     return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _fill(node, volume):
+    """Give a volume node the voxels and the attributes of a `Volume`."""
+    slicer.util.updateVolumeFromArray(node, _displayable(volume.array))
+    for key, value in volume.attributes.items():
+        node.SetAttribute(key, value)
 
 
 def _displayable(array):

@@ -203,7 +203,7 @@ def _check(request, sources):
         raise MethodError(f"the reference is source {request.reference}, but there are {len(sources)} sources.")
     for name in OWN_OPTIONS & set(request.register_options):
         value = request.register_options[name]
-        if isinstance(value, tuple) and len(value) not in (4, len(sources)):
+        if _is_per_source(value) and len(value) != len(sources):
             raise MethodError(
                 f"{name} has {len(value)} entries, but there are {len(sources)} sources: give one for each."
             )
@@ -212,12 +212,16 @@ def _check(request, sources):
     require_different(sources)
 
 
+def _is_per_source(value):
+    # A 4x4 matrix may be a tuple too, of four: no number of sources.
+    return isinstance(value, tuple) and len(value) != 4
+
+
 def _register(request, fixed, moving, place, report, cancelled, messages):
     from .registration import register
 
     options = {
-        # A 4x4 matrix may be a tuple too, of four: no number of sources.
-        name: value[place] if name in OWN_OPTIONS and isinstance(value, tuple) and len(value) in (2, 3) else value
+        name: value[place] if name in OWN_OPTIONS and _is_per_source(value) else value
         for name, value in request.register_options.items()
     }
     options = {name: value for name, value in options.items() if value is not None}

@@ -5,7 +5,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core: pip install .[test]")
 import vtk  # noqa: E402
-from scene import affine, new_scene, rigid  # noqa: E402
+from scene import affine, rigid  # noqa: E402
 
 from MedFusionLib import mrml  # noqa: E402
 from MedFusionLib.errors import VolumeError  # noqa: E402
@@ -14,14 +14,6 @@ pytestmark = pytest.mark.scene
 
 GRID = affine((2, 3, 4), (-9, 5, 12), (0.3, -0.2, 0.5))
 PARENT = rigid((0.2, 0.1, -0.4), (10, -20, 30))
-
-
-@pytest.fixture
-def scene():
-    scene, _, alive = new_scene()
-    yield scene
-    del alive
-    slicer.mrmlScene = None
 
 
 def transform(matrix, kind="vtkMRMLLinearTransformNode"):

@@ -24,14 +24,6 @@ MOVED = rigid((0.1, -0.15, 0.2), (6, -4, 5))
 QUALITY = Quality("check", "the overlap is small.", 1.05, 1.2, 0.6, 0.4, 3.0, (0.9, 1.1), 0)
 
 
-@pytest.fixture
-def view():
-    _, view, alive = new_scene()
-    yield view
-    del alive
-    slicer.mrmlScene = None
-
-
 def study_of(nodes):
     """Put nodes under a patient's study in the subject hierarchy; its item."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)

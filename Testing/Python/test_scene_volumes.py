@@ -5,7 +5,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core: pip install .[test]")
 import vtk  # noqa: E402
-from scene import affine, head, new_scene, points, rigid  # noqa: E402
+from scene import affine, head, points, rigid  # noqa: E402
 
 from MedFusionLib import mrml  # noqa: E402
 from MedFusionLib.errors import VolumeError  # noqa: E402
@@ -20,14 +20,6 @@ GRIDS = {
     "left-handed": affine((1, 2, 3), (5, 6, 7), (0.2, -0.4, 0.9), flip=True),
     "sheared": affine((1, 2, 3)) @ np.array([[1, 0.2, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
 }
-
-
-@pytest.fixture
-def scene():
-    scene, _, alive = new_scene()
-    yield scene
-    del alive
-    slicer.mrmlScene = None
 
 
 def linear_transform(matrix, parent=None):

@@ -75,12 +75,12 @@ def pairs(folder, groups=tuple(GROUPS), held_back=None, scalar=False):
             if held_back is not None and held_back != ((group, subject) in held):
                 continue
             first, second = _read(file), _read(file.parent.parent / "MRI" / file.name)
-            images = [(convert if one.ndim == 3 else np.asarray)(one) for one in (first, second)]
+            images = [_grey(one, convert) for one in (first, second)]
             if images[0].shape != images[1].shape:
                 raise FileError(f"{group}: the two slices of {file.name} differ in size: pairs must be registered.")
             stack = np.stack(images).astype(np.float32) / 255
             target = file.parent.parent / "TARGET" / file.name
-            target = luma(_colored(target)) / np.float32(255) if target.is_file() else None
+            target = _grey(_read(target), luma) / np.float32(255) if target.is_file() else None
             if target is not None and target.shape != images[0].shape:
                 raise FileError(f"{group}: the target of {file.name} differs in size from its slices.")
             found.append(
@@ -190,9 +190,9 @@ def _files(folder, group):
     return files
 
 
-def _colored(file):
-    image = _read(file)
-    return image if image.ndim == 3 else np.repeat(image[..., None], 3, -1)
+def _grey(image, convert):
+    """uint8 (H, W) of an image that may be in colour, which convert(image) makes grey."""
+    return convert(image) if image.ndim == 3 else image
 
 
 def _read(file):

@@ -44,6 +44,11 @@ def is_folder(data):
     return isinstance(data, str | Path)
 
 
+def is_atlas(data):
+    """Whether data is The Whole Brain Atlas itself, not other data in its layout."""
+    return is_folder(data) and atlas.is_atlas(data)
+
+
 def pairs(data, progress=None):
     """All `Pair`s, those of subjects held back marked. progress(fraction, message).
 
@@ -132,7 +137,7 @@ def digest(found):
 
 def card_lines(data, seen, held):
     """What a model card says of the data, a line each. seen, held: `Pair`s learnt from, and scored on."""
-    if is_folder(data) and atlas.is_atlas(data):
+    if is_atlas(data):
         return [
             f"- Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), {len(seen)} registered slice pairs, luma."
             " For\n  research and education; the images are not part of this project.",

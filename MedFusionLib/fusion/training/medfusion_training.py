@@ -223,7 +223,7 @@ def run(given, output, runs, steps, seed, device, resume, folds, progress, cance
     network, held_back = fitted(0, lambda one: one.held_back, board)
     weights.save(WEIGHTS, network, output)
     rows = {"held back": held_back}
-    of_atlas = dataset.is_folder(given) and atlas.is_atlas(given)
+    of_atlas = dataset.is_atlas(given)
     _write_card(settings, rows, output, of_atlas)
     for number, fold in enumerate(data.folds(subjects, folds) if folds else (), 1):
         _, found = fitted(number, lambda one, fold=fold: one.subject in fold, None)

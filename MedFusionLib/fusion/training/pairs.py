@@ -26,6 +26,11 @@ COMPLEMENT = 2.0
 """Weight of SCD beside `reading_loss`: with less the fusion becomes the MRI with the CT's bone pasted on it."""
 
 
+def integer(generator, end):
+    """A whole number from 0 up to, and without, `end`."""
+    return int(torch.randint(end, (), generator=generator))
+
+
 def pair_batch(pairs, generator, size):
     """(sources,): (size, 2, 96, 96) crops, turned at random, of pairs that are not empty there.
 
@@ -41,15 +46,14 @@ def kind_batch(pairs, generator, size):
     Half of the crops are of CT-MRI, where the sources differ most; sources come in either order. Targets follow where
     there are any.
     """
-    groups = [[pair for pair in pairs if ("CT" in pair.modalities) == bone] for bone in (True, False)]
-    groups = [group for group in groups if group]
+    groups = _with_bone_and_without(pairs, lambda pair: pair.modalities)
     images, kinds = [], []
     for n in range(size):
         ((crop, pair),) = _crops(groups[n % len(groups)], generator, 1)
         known = torch.tensor(kinds_of(pair.modalities))
         if torch.rand((), generator=generator) < 1 / 8:
             known = torch.full_like(known, OTHER)
-        turn = int(torch.randint(2, (), generator=generator))
+        turn = integer(generator, 2)
         images.append(torch.cat([crop[:2].roll(turn, 0), crop[2:]]))
         kinds.append(known.roll(turn))
     crops = torch.stack(images)
@@ -68,39 +72,37 @@ def stack_batch(pairs, generator, size):
     stacks = [stack for stack in subjects.values() if len(stack) >= size]
     if not stacks:
         raise FileError(f"no subject has {size} slices: volumes cannot be learnt from single ones. Add some.")
-    groups = [[stack for stack in stacks if ("CT" in stack[0].modalities) == bone] for bone in (True, False)]
-    groups = [group for group in groups if group]
-
-    def integer(end):
-        return int(torch.randint(end, (), generator=generator))
-
+    groups = _with_bone_and_without(stacks, lambda stack: stack[0].modalities)
     while True:
-        group = groups[integer(len(groups))]
-        stack = group[integer(len(group))]
-        first = integer(len(stack) - size + 1)
+        group = groups[integer(generator, len(groups))]
+        stack = group[integer(generator, len(group))]
+        first = integer(generator, len(stack) - size + 1)
         images = torch.from_numpy(np.stack([_images(pair) for pair in stack[first : first + size]]))
-        top, left = (integer(n - WIDTH + 1) for n in images.shape[2:])
+        top, left = (integer(generator, n - WIDTH + 1) for n in images.shape[2:])
         crop = images[..., top : top + WIDTH, left : left + WIDTH]
         if crop[size // 2, :2].std((1, 2)).min() > 0.02:
             kinds = torch.tensor([kinds_of(stack[0].modalities)]).expand(size, -1)
-            crop = torch.rot90(crop, integer(4), (2, 3)).contiguous()
+            crop = torch.rot90(crop, integer(generator, 4), (2, 3)).contiguous()
             return crop[:, :2], kinds, *_targets(crop)
+
+
+def _with_bone_and_without(items, modalities):
+    """[the items with a CT, those without], without empty lists. modalities(item): DICOM terms."""
+    groups = [[item for item in items if ("CT" in modalities(item)) == bone] for bone in (True, False)]
+    return [group for group in groups if group]
 
 
 def _crops(pairs, generator, count):
     """[(crop (2, 96, 96), or (3, 96, 96) with the target, its pair)] where both sources show something."""
 
-    def integer(end):
-        return int(torch.randint(end, (), generator=generator))
-
     found = []
     while len(found) < count:
-        pair = pairs[integer(len(pairs))]
+        pair = pairs[integer(generator, len(pairs))]
         images = torch.from_numpy(_images(pair))
-        top, left = (integer(n - WIDTH + 1) for n in images.shape[1:])
+        top, left = (integer(generator, n - WIDTH + 1) for n in images.shape[1:])
         crop = images[:, top : top + WIDTH, left : left + WIDTH]
         if crop[:2].std((1, 2)).min() > 0.02:
-            found.append((torch.rot90(crop, integer(4), (1, 2)), pair))
+            found.append((torch.rot90(crop, integer(generator, 4), (1, 2)), pair))
     return found
 
 

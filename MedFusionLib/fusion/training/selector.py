@@ -15,8 +15,8 @@ import torch
 from ...errors import Cancelled, FileError
 from .. import registry, trial, weights
 from ..networks.selector_net import MEASURES, METHODS, MODALITIES, OPTIONS, SelectorNet, kinds, relative
-from . import atlas, dataset
 from . import checkpoint as checkpoints
+from . import dataset
 from .card import write_text
 from .score import summary
 
@@ -180,7 +180,7 @@ def run(data, output, runs, resume, progress, cancelled):
         torch.set_num_threads(threads)
     trials, kind, quality = (part[seen] for part in figures)
     network = fit(trials, kind, gains(quality, spread_of(quality)), stacks(found)[seen])
-    text = card(figures, found, seen, network, seconds, dataset.is_folder(data) and atlas.is_atlas(data))
+    text = card(figures, found, seen, network, seconds, dataset.is_atlas(data))
     weights.save("selector.safetensors", network, output)
     write_text(output / "selector.md", text)
     return _scores(network, figures, found, ~seen)
