@@ -54,6 +54,7 @@ def read_volume(path, modality=None, units=None, name=None, *, series=None, labe
     Raises FileError for what is missing or cannot be read, VolumeError for what is no volume of one scan.
     """
     path = Path(path)
+    require_text(path)
     try:
         folder = path.is_dir()
         if not folder and not path.is_file():
@@ -97,11 +98,11 @@ def write_volume(volume, path):
     image = to_sitk(volume)
     for key, value in {"Modality": volume.modality, "Units": volume.units, "Name": volume.name}.items():
         if value:
-            image.SetMetaData(_METADATA + key, value)
+            image.SetMetaData(_METADATA + key, _line(value))
     if volume.display_range:
         image.SetMetaData(_METADATA + "DisplayRange", f"{volume.display_range[0]!r} {volume.display_range[1]!r}")
     for key, value in volume.attributes.items():
-        image.SetMetaData(key, str(value))
+        image.SetMetaData(key, _line(str(value)))
     with written_beside(path) as partial, _quiet():
         try:
             sitk.WriteImage(image, str(partial), useCompression=ending != ".nii")
@@ -136,12 +137,21 @@ def require_writable(path, volume=None):
 def require_place(path):
     """Raise FileError if no file could be put at `path`, as far as that can be told before."""
     path = Path(path)
+    require_text(path)
     if not path.parent.is_dir():
         raise FileError(f"the folder of {path.name!r} does not exist: make it first.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise FileError(f"the folder of {path.name!r} may not be written to: choose another one.")
     if path.is_dir():
         raise FileError(f"{path.name!r} is a folder: name a file in it.")
+
+
+def require_text(path):
+    """Raise FileError for a path that is no UTF-8, as old archives unpack to: ITK would end the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise FileError(f"the path of {Path(path).name!r} has letters that are no UTF-8: rename it.") from error
 
 
 def require_space(path, size):
@@ -228,11 +238,32 @@ def affine_of(image):
     return LPS @ matrix
 
 
+def _line(text):
+    """A text as headers can hold it: of several lines, MetaImage's writer makes a file that none can read."""
+    return re.sub(r"[\x00-\x1f]+", " ", text.encode(errors="replace").decode())
+
+
+@contextlib.contextmanager
+def _by_itself(path):
+    """`path`, or a link to it from a folder of its own, where ITK would read another file's voxels: of scan.nii.gz it
+    takes the header, and the voxels of a scan.nii that lies beside it."""
+    if _ending(path.name) != ".nii.gz" or not path.with_suffix("").exists():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        alone = Path(folder) / "scan.nii.gz"
+        try:
+            alone.symlink_to(path.resolve())
+        except OSError:  # Windows, without the right to make links
+            shutil.copyfile(path, alone)
+        yield alone
+
+
 def _from_file(path):
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        with _quiet():
+        with _quiet(), _by_itself(path) as alone:
+            reader.SetFileName(str(alone))
             reader.ReadImageInformation()
             _check_header(reader, path)
             # Before there is memory for voxels that cannot be in the file.

@@ -253,6 +253,33 @@ def test_a_packed_nifti_that_is_not_packed_is_read(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "v.nii.gz").array, scan().array)
 
 
+def test_a_packed_nifti_beside_an_unpacked_one_keeps_its_own_voxels(tmp_path):
+    """ITK takes the header of one and the voxels of the other."""
+    packed, other = scan(), scan((5, 7, 9), dtype=np.int16, name="other")
+    write_volume(packed, tmp_path / "v.nii.gz")
+    write_volume(other, tmp_path / "v.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "v.nii.gz").array, packed.array)
+    np.testing.assert_array_equal(read_volume(tmp_path / "v.nii").array, other.array)
+    assert read_volume(tmp_path / "v.nii.gz").name == "v"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_paths_that_are_no_utf8_are_refused(tmp_path):
+    """ITK ends the process."""
+    file = tmp_path / "J\udcfcrgen.nrrd"
+    write_volume(scan(), tmp_path / "v.nrrd")
+    (tmp_path / "v.nrrd").rename(file)
+    for attempt in (lambda: read_volume(file), lambda: write_volume(scan(), file)):
+        with pytest.raises(FileError, match=r"rgen\.nrrd' has letters that are no UTF-8: rename it"):
+            attempt()
+
+
+@pytest.mark.parametrize("ending", (".nrrd", ".mha"))
+def test_names_of_several_lines_leave_a_file_that_can_be_read(tmp_path, ending):
+    write_volume(scan(name="T1\nafter \udcfc contrast"), tmp_path / f"v{ending}")
+    assert read_volume(tmp_path / f"v{ending}").name == "T1 after ? contrast"
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "series").mkdir()
     with pytest.raises(FileError, match="'series' holds no DICOM images"):
