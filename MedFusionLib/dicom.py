@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import FileError, GeometryError, VolumeError
+from .files import require_text
 from .volume import LPS, MODALITIES, Volume
 
 log = logging.getLogger(__name__)
@@ -239,15 +240,15 @@ def _text(header, keyword):
 
 
 class _Frame:
-    """One image: where its voxels are (LPS mm) and where its pixels come from."""
+    """One image: where its voxels are (LPS mm) and where its pixels come from. measures: what says their size."""
 
-    def __init__(self, header, index, position, orientation, spacing, slope=None, intercept=None):
+    def __init__(self, header, index, position, orientation, measures, slope=None, intercept=None):
         self.file, self.index = header.filename, index
         self.position = np.array(position, float)
         self.row, self.column = np.array(orientation, float).reshape(2, 3)
-        self.spacing = tuple(float(s) for s in spacing)
+        self.spacing = tuple(float(s) for s in measures.PixelSpacing)
         self.slope, self.intercept = slope, intercept
-        self.step = float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0)
+        self.step = float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1.0)
 
 
 def _frames(headers):
@@ -259,8 +260,7 @@ def _frames(headers):
             elif int(header.get("NumberOfFrames") or 1) > 1:
                 frames += list(_multi_frame(header))
             else:
-                where = header.ImagePositionPatient, header.ImageOrientationPatient, header.PixelSpacing
-                frames.append(_Frame(header, None, *where))
+                frames.append(_Frame(header, None, header.ImagePositionPatient, header.ImageOrientationPatient, header))
         except (AttributeError, IndexError, TypeError, ValueError):
             lost += 1
     if lost:
@@ -287,7 +287,7 @@ def _enhanced(header):
             index,
             find("PlanePositionSequence").ImagePositionPatient,
             find("PlaneOrientationSequence").ImageOrientationPatient,
-            find("PixelMeasuresSequence").PixelSpacing,
+            find("PixelMeasuresSequence"),
             float(slope),
             float(intercept),
         )
@@ -304,7 +304,7 @@ def _multi_frame(header):
     step = float(header.get("SpacingBetweenSlices") or header.SliceThickness)
     slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
     for index in range(int(header.NumberOfFrames)):
-        yield _Frame(header, index, origin + index * step * normal, orientation, header.PixelSpacing, slope, intercept)
+        yield _Frame(header, index, origin + index * step * normal, orientation, header, slope, intercept)
 
 
 def _geometry(frames, label):
@@ -357,12 +357,14 @@ def _pixels(frames, shape, label):
     array = np.empty((len(frames), *shape), np.float32)
     stacks = {}
     for plane, frame in zip(array, frames, strict=True):
+        require_text(frame.file)
         try:
             if frame.index is None:
                 plane[...] = sitk.GetArrayFromImage(sitk.ReadImage(frame.file, sitk.sitkFloat32)).reshape(shape)
             else:
                 if frame.file not in stacks:
-                    stacks[frame.file] = _stack(next(f for f in frames if f.file == frame.file and f.index == 0))
+                    stack = _stack(next(f for f in frames if f.file == frame.file and f.index == 0))
+                    stacks[frame.file] = stack.reshape(-1, *shape)  # of a single frame it is (R, C)
                 np.multiply(stacks[frame.file][frame.index], frame.slope, out=plane, casting="unsafe")
                 plane += np.float32(frame.intercept)
         except (RuntimeError, ValueError, IndexError) as error:
@@ -374,7 +376,7 @@ def _pixels(frames, shape, label):
 
 
 def _stack(first):
-    """(F, R, C) stored values of a multi-frame file, in the order of the file, of which `first` is the first frame."""
+    """Stored values of a multi-frame file, (F, R, C) or of one frame (R, C), of which `first` is the first frame."""
     import pydicom
 
     try:

@@ -372,6 +372,19 @@ def test_an_enhanced_multi_frame_file(tmp_path):
         assert ct.spacing == pytest.approx((0.6, 0.8, 3.0))
 
 
+def test_enhanced_files_of_one_frame_each(tmp_path):
+    stored = np.random.default_rng(5).integers(0, 3000, SHAPE)
+    for n, frame in enumerate(stored):
+        dataset = enhanced(1, [1])
+        dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient = [1, 2, 50 + 3 * n]
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness = 5
+        save(dataset, frame[None], tmp_path / "x" / f"{n}.dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path / "x").array, stored - 1024)
+    one = read_volume(tmp_path / "x" / "2.dcm")
+    np.testing.assert_array_equal(one.array, stored[2:3] - 1024)
+    assert one.spacing == pytest.approx((0.6, 0.8, 5.0))
+
+
 @pytest.mark.parametrize("slopes", ([1], [2.5], [1.5, 2, 0.25, 1, 3, 0.7]), ids=("plain", "shared", "per-frame"))
 @pytest.mark.parametrize("compressor", ("JPEG", "JPEG2000"))
 def test_a_compressed_multi_frame_file(tmp_path, compressor, slopes):
