@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import FileError
-from .files import WRITABLE, write_volume
+from .files import WRITABLE, require_text, write_volume
 from .normalize import display_range
 
 REPORT = "report.json"
@@ -121,6 +121,7 @@ def write_table(path, rows):
 
 def require_folder(folder):
     """Raise FileError if `folder` is a file, or could not be made or written to, as far as that can be told before."""
+    require_text(folder)
     if folder.exists() and not folder.is_dir():
         raise FileError(f"{folder.name!r} is a file: name a folder for the results.")
     if folder.name.lower().endswith(WRITABLE) and not folder.exists():
@@ -132,7 +133,8 @@ def require_folder(folder):
 
 @contextlib.contextmanager
 def folder_beside(folder):
-    """A new folder beside `folder`; what is in it at the end is moved there, `REPORT` last. Nothing stays on error."""
+    """A new folder beside `folder`; what is in it at the end is moved there, `REPORT` last (an earlier one goes first).
+    Nothing stays on error."""
     folder = Path(folder)
     require_folder(folder)
     try:
@@ -144,7 +146,8 @@ def folder_beside(folder):
         try:
             yield Path(beside.name)
             folder.mkdir(exist_ok=True)
-            (folder / REPORT).unlink(missing_ok=True)
+            if (Path(beside.name) / REPORT).exists():
+                (folder / REPORT).unlink(missing_ok=True)
             for file in sorted(Path(beside.name).iterdir(), key=lambda f: f.name == REPORT):
                 os.replace(file, folder / file.name)
         except FileError:
