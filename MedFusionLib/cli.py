@@ -60,6 +60,9 @@ def main(arguments=None):
 
     Exit code 0: done; 1: it could not be done, one line says why; 2: a wrong command; 130: interrupted.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        # A name with letters that the alphabet of a redirected output lacks, as on Windows, is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
@@ -393,7 +396,12 @@ def train(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for weights, card, checkpoint and log. Default: Resources/."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for weights, card, checkpoint and log. Default: Resources/, or of volumes ~/.medfusion/weights;"
+            " checkpoint and log in runs/.",
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: as the shipped weights had.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The same for medfusion, which has no epochs.")] = None,

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -139,6 +140,32 @@ def test_fuse_and_evaluate(call, folder, tmp_path):
 
     assert scores == pytest.approx(evaluate(fused, [read_volume(path) for path in pair], names=QUICK))
     assert all(name in out for name in scores)
+
+
+def test_weight_maps_leave_a_result_in_their_folder_whole(call, tmp_path):
+    rng = np.random.default_rng(0)
+    pair = [tmp_path / f"{name}.nrrd" for name in ("ct", "mr")]
+    for path in pair:
+        write_volume(Volume(rng.random((8, 9, 10), np.float32), np.eye(4), display_range=(0, 1)), path)
+    out = tmp_path / "out"
+    assert call("run", *pair, "--registration", "none", "--method", "average", "-o", out)[0] == 0
+    before = (out / "report.json").read_text()
+    assert call("fuse", *pair, "--method", "average", "-o", out / "f.nrrd", "--weights", out)[0] == 0
+    assert (out / "weight-CT.nrrd").is_file()
+    assert (out / "report.json").read_text() == before
+
+
+def test_letters_that_the_output_lacks_are_no_failure(tmp_path):
+    """As on Windows, where what is redirected is written in an old alphabet."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{name}.nrrd" for name in ("fused", "ct", "mr")]
+    for path in paths:
+        write_volume(Volume(rng.random((8, 9, 10), np.float32), np.eye(4), display_range=(0, 1)), path)
+    command = [sys.executable, "-m", "MedFusionLib", "evaluate", *paths, "--csv", tmp_path / "Łódź.csv"]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="latin-1", check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ód\\u017a.csv" in done.stdout
 
 
 @pytest.mark.parametrize("verb", ["fuse", "register"])
