@@ -399,8 +399,8 @@ def train(
         typer.Option(
             "--output",
             "-o",
-            help="Folder for weights, card, checkpoint and log. Default: Resources/, or of volumes ~/.medfusion/weights;"
-            " checkpoint and log in runs/.",
+            help="Folder for weights, card, checkpoint and log. Default: Resources/, or of volumes"
+            " ~/.medfusion/weights; checkpoint and log in runs/.",
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: as the shipped weights had.")] = None,
