@@ -149,6 +149,10 @@ class Job:
     def _take(self, item):
         if isinstance(item, Event):
             self._events.append(item)
+        elif item is _DONE and self._child.cancelled.is_set():
+            # It was done before it was cancelled, but nobody had looked yet.
+            self.close()
+            self._outcome = Cancelled()
         else:
             self._outcome = item
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -221,6 +222,21 @@ def test_cancel_at_once_starts_no_child(temporary):
         assert job.wait(10)
         assert job.state == "cancelled"
         assert leftovers(temporary) == []
+
+
+def test_cancel_after_the_work_was_done_and_before_anybody_looked(temporary):
+    others = {thread.ident for thread in threading.enumerate()}
+    with worker.start(quick()) as job:
+        assert until(
+            lambda: not any(t.name == "MedFusion worker" and t.ident not in others for t in threading.enumerate())
+        )
+        assert job.state == "running"
+        job.cancel()
+        job.poll()
+        assert job.state == "cancelled"
+        assert leftovers(temporary) == []
+        with pytest.raises(Cancelled):
+            job.result()
 
 
 def test_a_soft_cancel_ends_the_child_by_itself(temporary, monkeypatch):
