@@ -33,7 +33,7 @@ from MedFusionLib import install, mrml, worker
 from MedFusionLib.color import LUTS
 from MedFusionLib.errors import Cancelled, MedFusionError, MethodError, VolumeError
 from MedFusionLib.fusion.registry import methods
-from MedFusionLib.pipeline import Coloring, Request, leaned
+from MedFusionLib.pipeline import Coloring, Request, leaned, require_reference
 from MedFusionLib.volume import FUNCTIONAL
 
 INPUTS = ("first", "second", "third")
@@ -636,7 +636,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         as an ROI, a segmentation or a label map node, or None. similarity: see `MedFusionLib.register`.
         The others are those of `MedFusionLib.pipeline.Request`.
 
-        Raises MedFusionError for nodes that cannot be used.
+        Raises MedFusionError for nodes that cannot be used, and a reference or masks that do not go with them.
         """
         nodes = [nodes] if isinstance(nodes, (str, vtk.vtkObject)) else list(nodes)
         for place, node in enumerate(nodes, 1):
@@ -652,6 +652,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         for n, node in enumerate(nodes):
             if node in nodes[:n]:
                 raise VolumeError(_("“{name}” is chosen twice: choose different scans.").format(name=node.GetName()))
+        require_reference(reference, len(nodes))
         modalities = list(modalities or [None] * len(nodes))
         if len(modalities) != len(nodes):
             raise MethodError(_("Give one modality for each scan, or none at all."))
@@ -688,7 +689,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         starts = [
             mrml.matrix_of_transform(start) if isinstance(start, vtkMRMLTransformNode) else start for start in starts
         ]
-        masks = list(masks or [None] * count)
+        masks = [masks] if isinstance(masks, vtk.vtkObject) else list(masks or [None] * count)
         if len(masks) != count:
             raise MethodError(_("Give one mask for each scan (None for all of it), or none at all."))
         regions = [None if node is None else mrml.mask_from_node(node) for node in masks]

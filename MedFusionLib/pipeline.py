@@ -193,14 +193,19 @@ def require_settings(request):
         )
 
 
+def require_reference(reference, count):
+    """Raise MethodError unless `reference` is the index of one of `count` sources."""
+    if not isinstance(reference, Integral) or not 0 <= reference < count:
+        raise MethodError(f"the reference is source {reference}, but there are {count} sources (the first is 0).")
+
+
 def _check(request, sources):
     from .fusion.registry import find
 
     info = find(request.method)
     if not 2 <= len(sources) <= info.max_sources:
         raise MethodError(f"{info.title} fuses 2 to {info.max_sources} volumes: {len(sources)} given.")
-    if not isinstance(request.reference, Integral) or not 0 <= request.reference < len(sources):
-        raise MethodError(f"the reference is source {request.reference}, but there are {len(sources)} sources.")
+    require_reference(request.reference, len(sources))
     for name in OWN_OPTIONS & set(request.register_options):
         value = request.register_options[name]
         if _is_per_source(value) and len(value) != len(sources):

@@ -331,6 +331,9 @@ def test_a_script_that_leaves_a_gap_is_told(module, nodes):
             module.MedFusionLogic().start(one)
     with pytest.raises(MedFusionError, match="Scan 1 is 'CT head': give two or three volume nodes"):
         module.MedFusionLogic().start(["CT head", "MR head"])
+    for reference in (3, -1, 1.0, None):
+        with pytest.raises(MedFusionError, match=r"the reference is source .*, but there are 3 sources"):
+            module.MedFusionLogic().start(nodes, reference=reference)
 
 
 def _empty():
@@ -409,8 +412,9 @@ def test_each_scan_may_start_from_a_place_of_its_own(module, nodes):
         assert run.wait(120) and run.state == "done", run.job.result()
     finally:
         run.close()
-    with pytest.raises(MedFusionError, match="one mask for each scan"):
-        logic.start(nodes, masks=[None])
+    for masks in ([None], start):
+        with pytest.raises(MedFusionError, match="one mask for each scan"):
+            logic.start(nodes, masks=masks)
     with pytest.raises(MedFusionError, match="is no region"):
         logic.start(nodes, masks=[start, None, None])
 
