@@ -270,11 +270,12 @@ def _add_overlay(volume, node, coloring, parent):
     display = overlay.GetDisplayNode()
     display.SetAndObserveColorNodeID(_color_node(coloring.lut).GetID())
     black, _ = display_range(volume)
-    least = coloring.threshold
+    whole, least = volume.array.dtype.kind in "iu", coloring.threshold
     if least is None:
         # What is black is clear, not a dark veil over the anatomy.
-        whole = volume.array.dtype.kind in "iu"
         least = np.floor(black) + 1 if whole else np.nextafter(np.float32(black), np.float32(np.inf))
+    elif whole:
+        least = np.ceil(least)  # VTK cuts the decimals off, and would show what is less
     display.SetLowerThreshold(float(least))
     display.SetUpperThreshold(float(max(volume.array.max(), least)))
     display.ApplyThresholdOn()

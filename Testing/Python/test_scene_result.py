@@ -301,6 +301,39 @@ def test_the_threshold_is_in_the_pets_own_units(view):
     assert shown.max() == 1
 
 
+@pytest.mark.parametrize(
+    ("threshold", "colored"), [(49.5, (50, 80)), (49, (49, 50, 80)), (80.5, ()), (None, (49, 50, 80))]
+)
+def test_whole_counts_are_shown_from_the_threshold_on(view, threshold, colored):
+    """The same voxels as in the colour volume: VTK compares counts with a threshold without its decimals."""
+    ct = head("CT")
+    counts = np.zeros(ct.array.shape, np.uint16)
+    columns = {0: 5, 49: 15, 50: 25, 80: 33}
+    for count, i in columns.items():
+        counts[:, :, i - 2 : i + 3] = count
+    sources = ct, Volume(counts, ct.affine, "NM", "counts", "SPECT")
+    same = Registration("none", np.eye(4), None, Grid.of(ct))
+    coloring = Coloring("PET-Rainbow2", 1.0, threshold)
+    fusion = fuse(sources, "average", device="cpu")
+    rgb = color.colorize(fusion.volume, sources[1], coloring)
+    request = Request(sources, registration="none", coloring=coloring)
+    result = Result(fusion, sources, (None, same), rgb, {}, {}, ())
+    mrml.show(mrml.add_result(result, [mrml.add_volume(source) for source in sources], request))
+    view.GetSliceNode().SetDimensions(200, 200, 1)
+    view.FitSliceToAll()
+    view.SetSliceOffset((ct.affine @ (0, 0, 12, 1))[2])
+    view.UpdateImageData()
+    view.GetBlend().Update()
+    to_xy = np.linalg.inv(slicer.util.arrayFromVTKMatrix(view.GetSliceNode().GetXYToRAS()))
+    for count, i in columns.items():
+        x, y = np.rint((to_xy @ ct.affine @ (i, 20, 12, 1))[:2]).astype(int)
+        seen = [view.GetBlend().GetOutput(0).GetScalarComponentAsDouble(x, y, 0, n) for n in range(3)]
+        assert (np.ptp(seen) > 20) == (np.ptp(rgb.array[12, 20, i].astype(int)) > 20) == (count in colored), (
+            count,
+            seen,
+        )
+
+
 def test_without_pet_there_is_no_overlay(view):
     ct, mr = mrml.add_volume(head("CT")), mrml.add_volume(head("MR"))
     sources = tuple(map(mrml.volume_from_node, (ct, mr)))
