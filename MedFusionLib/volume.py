@@ -136,6 +136,12 @@ class Volume:
         best = max(permutations(range(3)), key=lambda p: sum(abs(directions[r, p[r]]) for r in range(3)))
         return 2 - best[order[name]]
 
+    def slice_axis(self, name):
+        """The array axis on which slices follow each other: `anatomical_axis`, but of a single slice its own."""
+        named = self.anatomical_axis(name)
+        single = [axis for axis, size in enumerate(self.array.shape[:3]) if size == 1]
+        return single[0] if len(single) == 1 else named
+
 
 def sample(array, count):
     """About `count` of an array's values, 1-D, or all where it has not twice as many; the same ones every time.

@@ -126,11 +126,11 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
         if hasattr(fuser, "prepare"):
             fuser.prepare(torch.from_numpy(units()), modalities)
         if plane is None and hasattr(fuser, "fuse_volume"):
-            axis = _slice_axis(first, fuser.along) if hasattr(fuser, "along") else 0
+            axis = first.slice_axis(fuser.along) if hasattr(fuser, "along") else 0
             read, shape, put = _turned(units, units.shape, store, axis)
             fuser.fuse_volume(read, shape, modalities, put, step)
         else:
-            along = None if plane is None else _slice_axis(first, plane)
+            along = None if plane is None else first.slice_axis(plane)
             parts = list(_parts(units.shape, along, fuser.halo))
             for done, (outer, inner, cut) in enumerate(parts):
                 step(done, len(parts))
@@ -147,12 +147,6 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
                 store(inner, values, shares)
         step(1, 1)
     return fused, weights, getattr(fuser, "provenance", {})
-
-
-def _slice_axis(volume, plane):
-    """The array axis that slices follow each other on: of a single slice its own, whatever plane was asked for."""
-    single = [axis for axis, size in enumerate(volume.array.shape) if size == 1]
-    return single[0] if len(single) == 1 else volume.anatomical_axis(plane)
 
 
 def _turned(read, shape, store, axis):

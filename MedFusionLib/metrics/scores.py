@@ -76,7 +76,8 @@ def evaluate(fused, sources, mode="volume", axis="axial", names=None, progress=N
     Volumes on its grid. names: of `NAMES`, and `TASK` where a CT and an MRI are among the sources; None: all of them.
     mode "volume": measures of grey levels over all voxels; SF, AG, EOG and SSIM in three dimensions (SSIM in slices
     where an axis is under 11 voxels); the others, defined on images, as the mean over the slices along `axis`. Windows
-    are in voxels. Over `MOST_VOXELS`, windows are measured in evenly spread slices.
+    are in voxels. Over `MOST_VOXELS`, windows are measured in evenly spread slices. A single slice is measured as it
+    lies, whatever the axis.
     mode "slice": every measure as the mean over all slices. Slices without anything in them are left out.
     progress(fraction, message); cancelled() -> bool, asked at every slice.
 
@@ -88,7 +89,7 @@ def evaluate(fused, sources, mode="volume", axis="axial", names=None, progress=N
     sources = require_several(sources)
     names, roles = _names(sources, names)
     levels, levels_fused = _levels(fused, sources)
-    along = fused.anatomical_axis(axis)
+    along = fused.slice_axis(axis)
     ticks = _Ticks(progress, cancelled)
     result = {}
     if mode == "volume":
@@ -119,7 +120,7 @@ def evaluate_slices(fused, sources, axis="axial", names=None, progress=None, can
     sources = require_several(sources)
     names, roles = _names(sources, names)
     levels, levels_fused = _levels(fused, sources)
-    along = fused.anatomical_axis(axis)
+    along = fused.slice_axis(axis)
     ticks = _Ticks(progress, cancelled)
     rows, chosen = [], _filled(levels, along, None)
     for done, n in enumerate(chosen):

@@ -240,6 +240,18 @@ def test_slices(volumes, axis):
     assert rows[3] == {"slice": 3} | one
 
 
+@pytest.mark.parametrize("along", (0, 1, 2))
+@pytest.mark.parametrize("mode", ("volume", "slice"))
+def test_a_single_slice_is_measured_as_it_lies(volumes, along, mode):
+    """The axial slices of a sagittal one are lines."""
+    fused, sources = volumes
+    names = ("SSIM", "Qabf", "EN")
+    truth = pair_scores(*(v.array.take(9, along) for v in (*sources, fused)), 1, names=names)
+    one, *two = (v.with_array(v.array.take([9], along)) for v in (fused, *sources))
+    assert evaluate(one, two, mode, names=names) == pytest.approx(truth)
+    assert evaluate_slices(one, two, names=names) == [{"slice": 0} | truth]
+
+
 def test_empty_slices_do_not_count(volumes):
     fused, sources = volumes
     padded = [v.with_array(np.pad(v.array, ((6, 6), (0, 0), (0, 0)))) for v in (fused, *sources)]
