@@ -367,8 +367,26 @@ def _straightened(node):
     copy.SetAndObserveImageData(node.GetImageData())
     to_world = vtk.vtkGeneralTransform()
     before.GetTransformToWorld(to_world)
+    # Hardening keeps the grid: it is moved first, or a scan that is moved further than bent would be cut off by it.
+    moved = _nearest_linear(to_world, node)
+    copy.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(moved @ _matrix_to_ras(node)))
+    back = vtk.vtkTransform()
+    back.SetMatrix(slicer.util.vtkMatrixFromArray(np.linalg.inv(moved)))
+    to_world.PreMultiply()
+    to_world.Concatenate(back)
     copy.ApplyTransform(to_world)
     return copy
+
+
+def _nearest_linear(transform, node):
+    """4x4, RAS mm: the linear map that a transform comes nearest to over a volume node's box."""
+    size = np.array(node.GetImageData().GetDimensions())
+    corners = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 3), -1).reshape(-1, 3) * size - 0.5
+    places = np.column_stack([corners, np.ones(len(corners))]) @ _matrix_to_ras(node).T
+    moved = [transform.TransformPoint(place) for place in places[:, :3]]
+    linear = np.eye(4)
+    linear[:3] = np.linalg.lstsq(places, np.array(moved), rcond=None)[0].T
+    return linear
 
 
 def _affine(node):

@@ -227,6 +227,20 @@ def test_a_transform_replaces_a_bent_parent(view, capfd):
     assert "not linear" not in capfd.readouterr().err  # Slicer would show an error
 
 
+@pytest.mark.parametrize("shift", [(6, -4, 5), (60, -30, 40), (150, 0, 0)])
+def test_a_scan_that_is_bent_and_moved_far_is_read_whole(view, monkeypatch, shift):
+    """As under the transform of a deformable result, which holds the linear part too."""
+    monkeypatch.setitem(globals(), "MOVED", rigid((0.1, -0.15, 0.2), shift))
+    ct, pet = inputs()
+    added = mrml.add_result(*(lambda r, q: (r, [ct, pet], q))(*result_of(ct, pet, "deformable")))
+    pet.SetAndObserveTransformNodeID(added.transforms[1].GetID())
+    seen = under_transform(pet, ct)
+    fixed, moving = mrml.volume_from_node(ct), mrml.volume_from_node(pet)
+    read = Registration("none", np.eye(4), None, Grid.of(fixed)).resample(moving).array
+    assert np.isclose(read.sum(), seen.sum(), rtol=0.03)
+    assert np.corrcoef(read.ravel(), seen.ravel())[0, 1] > 0.995
+
+
 @pytest.mark.parametrize("lut", sorted(color.LUTS))
 def test_overlay_pixels_have_the_right_colour_on_the_right_side(view, lut):
     ct, pet = inputs()
