@@ -676,7 +676,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
                 name=node.GetName()
             )
             for node, volume, kind in zip(nodes, volumes, modalities, strict=True)
-            if kind is None and volume.modality == "OT"
+            if kind is None and volume.modality == "OT" and not node.GetAttribute("MedFusion.Method")
         ]
         return FusionRun(worker.start(request, pythonInterpreter()), nodes, request, notes)
 

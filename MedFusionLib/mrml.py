@@ -28,7 +28,10 @@ from .normalize import display_range, looks_like_hu
 from .volume import FUNCTIONAL, MODALITIES, Volume
 
 MODALITY = "MedFusion.Modality"
-"""Node attribute: the modality that a volume was used as, or that MedFusion gave it."""
+"""Node attribute: the modality of a volume that MedFusion added."""
+
+DISPLAY_RANGE = "MedFusion.DisplayRange"
+"""Node attribute: black and white of a volume that MedFusion added, where they are not chosen by modality."""
 
 SOURCE_ROLE = "medfusionSource"
 """Node reference from a fused volume to the nodes that it was made of."""
@@ -68,8 +71,8 @@ def volume_from_node(node, modality=None):
     a file gave it) and values, as for files.
     Linear parent transforms go into the affine, and the array (K, J, I) is a read-only view of the node's voxels.
     Under a non-linear one the voxels are those of a hardened copy; the node itself is never changed.
-    The display range is chosen by modality: the window on the screen is for looking, and a narrow one would cut
-    away what should be fused.
+    The display range is chosen by modality (of a fused volume it is its 0 to 1): the window on the screen is for
+    looking, and a narrow one would cut away what should be fused.
 
     Raises VolumeError for what is not a scalar volume with voxels.
     """
@@ -87,10 +90,11 @@ def volume_from_node(node, modality=None):
         raise VolumeError(f"“{name}” is a colour or vector volume: choose a scalar one (its intensities).")
     modality = modality or modality_of_node(node)
     units = units_of_node(node)
+    ends = node.GetAttribute(DISPLAY_RANGE)
     node = _straightened(node)
     array = slicer.util.arrayFromVolume(node).view()
     array.flags.writeable = False
-    volume = Volume(array, _affine(node), modality or "OT", units, name)
+    volume = Volume(array, _affine(node), modality or "OT", units, name, ends and tuple(ends.split()))
     if modality is None:
         from .files import guess_modality
 
@@ -194,6 +198,8 @@ def add_volume(volume, name=None, parent=None):
     _fill(node, volume)
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(volume.affine))
     node.SetAttribute(MODALITY, volume.modality)
+    if volume.display_range:
+        node.SetAttribute(DISPLAY_RANGE, "{!r} {!r}".format(*volume.display_range))
     return node
 
 

@@ -241,6 +241,16 @@ def test_a_scan_that_does_not_say_what_it_is(panel, nodes):
     assert panel.ui.scoresTable.visible
 
 
+def test_a_fused_volume_is_fused_again_as_it_is(module, nodes):
+    """Its 0 to 1 is not stretched, and it is not asked what it is."""
+    logic = module.MedFusionLogic()
+    options = {"registration": "none", "method": "average", "lut": None, "evaluate": False}
+    fused = logic.run(nodes[:2], show=False, **options).scene.fused
+    again = logic.run([fused, nodes[2]], show=False, **options)
+    assert again.messages == ()
+    assert again.scene.fused.GetAttribute("MedFusion.Source1") == "OT  0..1"
+
+
 def test_the_least_uptake_is_in_the_units_of_the_scan(panel, nodes):
     assert panel.ui.thresholdSpin.suffix == ""
     choose(panel, nodes)

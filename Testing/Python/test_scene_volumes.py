@@ -53,7 +53,7 @@ def test_a_volume_survives_the_scene(scene, grid, shape):
     back = mrml.volume_from_node(node)
     assert np.array_equal(back.array, array)
     assert np.allclose(back.affine, grid, atol=1e-6)
-    assert (back.modality, back.units, back.name) == ("PT", "Bq/mL", "sample")
+    assert (back.modality, back.units, back.name, back.display_range) == ("PT", "Bq/mL", "sample", (-1, 99))
     # Slicer itself puts a voxel where the affine says.
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
