@@ -128,6 +128,9 @@ def register(
         if picture.suffix.lower() != ".png":
             raise FileError(f"{picture.name!r} is no picture file: end its name in .png.")
         require_place(picture)
+    if initial not in INITIAL and not Path(initial).is_file():
+        # Else HDF5 says so, in pages.
+        raise FileError(f"--initial {initial!r} is no file, and none of {', '.join(INITIAL)}: check it.")
     start = initial if initial in INITIAL else read_matrix(initial)
     masks = [mask and read_volume(mask, labels=True) for mask in (fixed_mask, moving_mask)]
     volumes = _read([fixed, moving], modality, series)
@@ -431,9 +434,10 @@ def train(
     torchrun --nproc-per-node 2 -m MedFusionLib train sesf --data atlas/ -o my-weights --epochs 40
     """
     from .cohort import find_subjects
-    from .fusion.training import atlas
+    from .fusion.training import atlas, require_settings
     from .fusion.training import train as run_training
 
+    require_settings(method, epochs, steps, folds)
     if not atlas.is_there(data):
         data = find_subjects(data)
     with _bar() as progress:

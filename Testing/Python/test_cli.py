@@ -274,6 +274,13 @@ def test_the_report_is_json_and_names_nobody(tmp_path):
         ),
         (("register", "ct.nii.gz", "t1.nii.gz", "-o", "a.nrrd", "--picture", "p.txt"), 1, "'p.txt' is no picture file"),
         (("register", "ct.nii.gz", "t1.nii.gz", "-o", "a.nrrd", "--picture", "no/p.png"), 1, "folder of 'p.png' does"),
+        (
+            ("register", "ct.nii.gz", "t1.nii.gz", "-t", "t.h5", "--initial", "middle"),
+            1,
+            "'middle' is no file, and none",
+        ),
+        (("register", "ct.nii.gz", "t1.nii.gz", "-t", "t.h5", "--initial", "no.h5"), 1, "'no.h5' is no file, and none"),
+        (("train", "magic", "--data", "."), 1, "'magic' has nothing to train here: choose one of medfusion"),
         (("evaluate", "ct.nii.gz", "t1.nii.gz", "pet.nrrd", "--csv", "no/s.csv"), 1, "the folder of 's.csv' does not"),
         (("run", "ct.nii.gz", "t1.nii.gz", "-o", "ct.nii.gz/out"), 1, "'ct.nii.gz' is no folder you may write to"),
         (("batch", ".", "-o", "."), 1, "lies in the cohort's folder"),

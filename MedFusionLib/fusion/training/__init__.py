@@ -3,7 +3,7 @@
 
 def __getattr__(name):
     # Late, so that asking for the atlas or a table costs no torch and runs no module twice.
-    if name in ("Training", "train"):
+    if name in ("Training", "require_settings", "train"):
         from . import trainer
 
         return getattr(trainer, name)

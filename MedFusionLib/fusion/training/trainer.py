@@ -77,7 +77,7 @@ def train(
     Under torchrun every process trains a recipe on its own share and the first one writes; the others get None.
     Returns a `Training`. Raises MethodError, FileError, DeviceError, Cancelled.
     """
-    _check(method, epochs, steps, folds)
+    require_settings(method, epochs, steps, folds)
     dataset.require_split(data)
     own = weights.FOLDER if dataset.is_folder(data) else weights.own_folder()
     folder = own if output is None else Path(output)
@@ -109,7 +109,8 @@ def train(
         ) from error
 
 
-def _check(method, epochs, steps, folds):
+def require_settings(method, epochs, steps, folds):
+    """Raise MethodError for what is wrong with `train`'s arguments whatever the data are."""
     if method not in RECIPES and method not in COUNTED:
         raise MethodError(f"{method!r} has nothing to train here: choose one of {', '.join((*COUNTED, *RECIPES))}.")
     counted = COUNTED.get(method, "epochs")
