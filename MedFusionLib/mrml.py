@@ -246,13 +246,6 @@ def update_result(scene_result, result):
             _fill(node, volume)
 
 
-def remove_result(scene_result):
-    """Take the nodes of a `SceneResult` out of the scene again."""
-    for node in (scene_result.fused, scene_result.overlay, scene_result.rgb, *scene_result.transforms):
-        if node is not None:
-            _remove(node)
-
-
 def show(scene_result):
     """Show a result in all slice views: the fused volume below, the coloured overlay above, turned to its planes.
 
