@@ -27,6 +27,9 @@ MAX_UNEVEN = 0.05
 MOST_ALIKE = 0.02
 """Share of a pixel within which two images lie at one place."""
 
+LEAST_DOSE = 1e4
+"""Bq: less than any patient or animal is given for a scan."""
+
 _HEADER = [
     "SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "ImageType",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "ImagePositionPatient", "ImageOrientationPatient",
@@ -129,6 +132,8 @@ def suv_factor(headers):
         correction = _text(first, "DecayCorrection")
         if min(weight, dose, half_life) <= 0:
             reason = "a weight, dose or half-life of zero"
+        elif dose < LEAST_DOSE:
+            reason = "a dose of a few becquerels (it may be in megabecquerels)"
         elif correction == "ADMIN":
             return 1000 * weight / dose, "SUV"
         elif correction == "START":
@@ -159,7 +164,8 @@ def _seconds_from_injection(headers, agent):
         injected = _moment(text[:8], text[8:])
     else:
         injected = _moment(scan.strftime("%Y%m%d"), agent.RadiopharmaceuticalStartTime)
-        if injected > scan:
+        # Of the day before; not where a scan was started some seconds before the injection.
+        if injected - scan > timedelta(hours=12):
             injected -= timedelta(days=1)
     return (scan - injected).total_seconds()
 

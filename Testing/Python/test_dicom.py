@@ -269,9 +269,9 @@ INJECTED = datetime(2024, 5, 6, 23, 40, 0)
 HALF_LIFE = 6586.2
 
 
-def pet_tags(waited=3600.0, **changes):
+def pet_tags(waited=3600.0, dose=370e6, **changes):
     agent = Dataset()
-    agent.RadionuclideTotalDose, agent.RadionuclideHalfLife = 370e6, HALF_LIFE
+    agent.RadionuclideTotalDose, agent.RadionuclideHalfLife = dose, HALF_LIFE
     agent.RadiopharmaceuticalStartTime = INJECTED.strftime("%H%M%S")
     scan = INJECTED + timedelta(seconds=waited)
     return {
@@ -324,6 +324,8 @@ def test_suv_by_the_vendor_s_factor_for_counts():
         ({"DecayCorrection": "NONE"}, "no decay correction"),
         ({"RadiopharmaceuticalInformationSequence": []}, "no body weight, dose, half-life or times"),
         ({"SeriesTime": None, "AcquisitionTime": None}, "no body weight, dose, half-life or times"),
+        ({"waited": -5}, "an implausible time between injection and scan"),
+        ({"dose": 370}, "a dose of a few becquerels (it may be in megabecquerels)"),
     ),
 )
 def test_pet_stays_in_becquerel_where_the_header_lacks_something(changes, reason, caplog):
