@@ -68,6 +68,11 @@ def install(consent=None):
                 f"pip could not install {', '.join(lacking)} (exit code {error.returncode}): see Slicer's log for its"
                 " words, and check the network and the free disk space."
             ) from error
+        except (ImportError, OSError, ValueError) as error:
+            # Of the PyTorch extension, which imports what it has installed.
+            raise InstallError(
+                f"{', '.join(lacking)} could not be installed ({error}): restart Slicer and try again."
+            ) from error
     lacking = missing()
     if lacking:
         raise InstallError(f"These packages are still missing: {', '.join(lacking)}. Restart Slicer and try again.")

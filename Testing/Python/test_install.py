@@ -127,3 +127,15 @@ def test_a_failing_pip_is_reported(monkeypatch):
     slicer._note = fail
     with pytest.raises(InstallError, match=r"pip could not install torch.*exit code 1"):
         install.install(lambda names: True)
+
+
+def test_a_torch_that_cannot_be_loaded_is_reported(monkeypatch):
+    """The PyTorch extension imports what it has installed, and Windows may lack a library for it."""
+    slicer = Slicer(monkeypatch, (5, 12))
+
+    def fail(way, names, constraints):
+        raise OSError("[WinError 126] c10.dll")
+
+    slicer._note = fail
+    with pytest.raises(InstallError, match=r"torch.* could not be installed \(\[WinError 126\] c10\.dll\)"):
+        install.install(lambda names: True)
