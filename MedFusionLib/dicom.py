@@ -32,11 +32,11 @@ LEAST_DOSE = 1e4
 
 _HEADER = [
     "SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "ImageType",
-    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "ImagePositionPatient", "ImageOrientationPatient",
-    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept", "RescaleType",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence", "Units",
-    "SUVType", "DecayCorrection", "CorrectedImage", "PatientWeight", "RadiopharmaceuticalInformationSequence",
-    "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime",
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope",
+    "RescaleIntercept", "RescaleType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "DetectorInformationSequence", "Units", "SUVType", "DecayCorrection", "CorrectedImage", "PatientWeight",
+    "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime",
 ]  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def read_series(path, series=None):
         )
     headers = _choose(groups, series, path.resolve().name)
     first = headers[0]
-    if int(first.get("SamplesPerPixel", 1)) != 1:
+    if int(first.get("SamplesPerPixel") or 1) != 1:
         raise VolumeError(f"the series {_label(first)} is in colour: choose the scan itself, not a capture of it.")
     frames = _frames(headers)
     affine, frames = _geometry(frames, _label(first))
@@ -249,7 +249,7 @@ class _Frame:
     """One image: where its voxels are (LPS mm) and where its pixels come from. measures: what says their size."""
 
     def __init__(self, header, index, position, orientation, measures, slope=None, intercept=None):
-        self.file, self.index = header.filename, index
+        self.file, self.index, self.inverted = header.filename, index, _is_inverted(header)
         self.position = np.array(position, float)
         self.row, self.column = np.array(orientation, float).reshape(2, 3)
         self.spacing = tuple(float(s) for s in measures.PixelSpacing)
@@ -266,7 +266,11 @@ def _frames(headers):
             elif int(header.get("NumberOfFrames") or 1) > 1:
                 frames += list(_multi_frame(header))
             else:
-                frames.append(_Frame(header, None, header.ImagePositionPatient, header.ImageOrientationPatient, header))
+                where = header.ImagePositionPatient, header.ImageOrientationPatient, header
+                if _is_inverted(header):  # ITK turns the values over where small ones are to be shown bright
+                    frames.append(_Frame(header, 0, *where, *_rescale(header)))
+                else:
+                    frames.append(_Frame(header, None, *where))
         except (AttributeError, IndexError, TypeError, ValueError):
             lost += 1
     if lost:
@@ -277,6 +281,15 @@ def _frames(headers):
             )
         log.warning("%d images of the series say no position and are left out.", lost)
     return frames
+
+
+def _is_inverted(header):
+    return _text(header, "PhotometricInterpretation") == "MONOCHROME1"
+
+
+def _rescale(header):
+    """(slope, intercept) of an image's stored values."""
+    return float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
 
 
 def _enhanced(header):
@@ -308,9 +321,8 @@ def _multi_frame(header):
     origin = np.array(detector.get("ImagePositionPatient") or header.ImagePositionPatient, float)
     normal = np.cross(*np.array(orientation, float).reshape(2, 3))
     step = float(header.get("SpacingBetweenSlices") or header.SliceThickness)
-    slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
     for index in range(int(header.NumberOfFrames)):
-        yield _Frame(header, index, origin + index * step * normal, orientation, header, slope, intercept)
+        yield _Frame(header, index, origin + index * step * normal, orientation, header, *_rescale(header))
 
 
 def _geometry(frames, label):
@@ -390,6 +402,8 @@ def _stack(first):
     except (AttributeError, NotImplementedError) as error:
         raise ValueError("no pixels") from error
     except RuntimeError:
+        if first.inverted:
+            raise
         # ITK unpacks more, lossless JPEG above all, and has rescaled every frame as the first one.
         rescaled = sitk.GetArrayFromImage(sitk.ReadImage(first.file, sitk.sitkFloat64))
         stored = (rescaled - first.intercept) / first.slope

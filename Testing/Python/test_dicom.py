@@ -299,6 +299,14 @@ def test_pet_becomes_suv_with_every_slice_s_own_slope(tmp_path):
     np.testing.assert_allclose(pet.array, expected, rtol=1e-5)
 
 
+def test_values_are_those_stored_where_small_ones_are_shown_bright(tmp_path):
+    """How an image is to be shown says nothing of its values: ITK turns them over."""
+    stored = write_series(
+        tmp_path / "pt", PhotometricInterpretation="MONOCHROME1", slopes=[2, 3, 4, 5, 6, 7], Units="CNTS", modality="PT"
+    )
+    np.testing.assert_array_equal(read_volume(tmp_path / "pt").array, stored * np.arange(2, 8)[:, None, None])
+
+
 def test_suv_of_values_corrected_to_the_injection_takes_the_whole_dose():
     assert suv_factor([header(**pet_tags(DecayCorrection="ADMIN"))]) == (pytest.approx(2e-4), "SUV")
 
