@@ -107,9 +107,9 @@ def _is_hu(header, intercept, least):
 def suv_factor(headers):
     """(factor, units) that turn a PET series' stored values into SUV by body weight, or leave them.
 
-    headers: the series' datasets. The decay-corrected dose follows the vendor-neutral reading of the
-    standard: values corrected to the scan's start ("START") are divided by the dose decayed until then,
-    values corrected to the injection ("ADMIN") by the whole dose.
+    headers: the series' datasets. Values that are not corrected for attenuation are no SUV. The decay-corrected dose
+    follows the vendor-neutral reading of the standard: values corrected to the scan's start ("START") are divided by
+    the dose decayed until then, values corrected to the injection ("ADMIN") by the whole dose.
     """
     first = headers[0]
     units = _text(first, "Units")
@@ -134,6 +134,8 @@ def suv_factor(headers):
             reason = "a weight, dose or half-life of zero"
         elif dose < LEAST_DOSE:
             reason = "a dose of a few becquerels (it may be in megabecquerels)"
+        elif _text(first, "CorrectedImage") and "ATTN" not in _text(first, "CorrectedImage"):
+            reason = "no attenuation correction"
         elif correction == "ADMIN":
             return 1000 * weight / dose, "SUV"
         elif correction == "START":
