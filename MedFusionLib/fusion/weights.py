@@ -95,10 +95,16 @@ def own(shipped):
             if shapes(file) != shapes(path(shipped[method])):
                 raise WeightsError(f"{file.name} does not fit the network of {method}: train it with this version.")
         except (WeightsError, OSError) as error:
-            log.warning("own weights left out: %s", error)
+            _tell(file, str(error))
             continue
         found.append((method, label or "own", file))
     return found
+
+
+@lru_cache
+def _tell(file, reason):
+    # Once, not at every change of a parameter in the panel.
+    log.warning("own weights left out: %s", reason)
 
 
 def load(name, network):

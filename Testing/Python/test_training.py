@@ -214,6 +214,9 @@ def test_own_weights_that_fail_a_check_do_not_appear(harm, tmp_path, monkeypatch
         (tmp_path / "checksums.json").unlink()
     assert not any("mine" in known or "other" in known for known in registry.methods())
     assert name in caplog.text
+    caplog.clear()
+    registry.methods()
+    assert not caplog.text, "the panel asks at every move of a slider"
 
 
 def test_a_folder_of_own_weights_that_cannot_be_looked_into_is_empty(monkeypatch):
