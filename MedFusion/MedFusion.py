@@ -631,9 +631,9 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
 
         nodes: two or three scalar volume nodes. modalities: DICOM terms in the same order, None for what the node says
         or its values suggest. reference: index of the scan that keeps its place. lut: colour table of the uptake,
-        None for no colour. initial: as `MedFusionLib.register` has it, or a linear transform node that, put on a moving
-        scan, would bring it near the reference; or a list with one for each node. masks: for each node where to look,
-        as an ROI, a segmentation or a label map node, or None. similarity: see `MedFusionLib.register`.
+        None for no colour. initial: as `MedFusionLib.register` has it, or a linear transform node that brings a moving
+        scan near the reference, or would, put on it; or a list with one for each node. masks: for each node where to
+        look, as an ROI, a segmentation or a label map node, or None. similarity: see `MedFusionLib.register`.
         The others are those of `MedFusionLib.pipeline.Request`.
 
         Raises MedFusionError for nodes that cannot be used, and a reference or masks that do not go with them.
@@ -669,7 +669,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
             coloring=Coloring(lut, opacity, threshold) if lut else None,
             evaluate=evaluate,
             untrusted=untrusted,
-            register_options=self._registerOptions(len(nodes), reference, registration, initial, masks, similarity),
+            register_options=self._registerOptions(nodes, volumes, reference, registration, initial, masks, similarity),
         )
         notes = [
             _("“{name}” does not say what it is: choose CT, MRI, PET or SPECT for it, for the best result.").format(
@@ -680,14 +680,16 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         ]
         return FusionRun(worker.start(request, pythonInterpreter()), nodes, request, notes)
 
-    def _registerOptions(self, count, reference, registration, initial, masks, similarity):
+    def _registerOptions(self, nodes, volumes, reference, registration, initial, masks, similarity):
         """dict: `pipeline.Request`'s register_options of what `start` was given."""
         if registration == "none":
             return {}
+        count = len(nodes)
         several = isinstance(initial, (list, tuple)) and len(initial) == count
         starts = list(initial) if several else [initial] * count
         starts = [
-            mrml.matrix_of_transform(start) if isinstance(start, vtkMRMLTransformNode) else start for start in starts
+            mrml.start_from(start, node, volume) if isinstance(start, vtkMRMLTransformNode) else start
+            for start, node, volume in zip(starts, nodes, volumes, strict=True)
         ]
         masks = [masks] if isinstance(masks, vtk.vtkObject) else list(masks or [None] * count)
         if len(masks) != count:

@@ -147,14 +147,17 @@ def _mask(array, affine, name):
     return Volume((array != 0).astype(np.uint8), affine, "OT", "", name)
 
 
-def matrix_of_transform(node):
-    """4x4, RAS mm: what a linear transform node, its parents included, does to a scan under it.
+def start_from(transform, moving, source):
+    """4x4, RAS mm, moving -> fixed: the start of a registration that a linear transform node, its parents included, is.
+
+    moving: the volume node that would be brought near by putting it under the transform, in place of what it is under
+    now. source: its `Volume`, which contains what it is under.
 
     Raises VolumeError for a transform that bends space.
     """
-    if not node.IsTransformToWorldLinear():
-        raise VolumeError(f"“{node.GetName()}” bends space: choose a linear transform to start from.")
-    return _to_world(node)
+    if not transform.IsTransformToWorldLinear():
+        raise VolumeError(f"“{transform.GetName()}” bends space: choose a linear transform to start from.")
+    return _to_world(transform) @ np.linalg.inv(_moved_by(moving, source))
 
 
 def modality_of_node(node):
@@ -310,7 +313,7 @@ def _add_transform(registration, moving, source, fixed, parent):
         to_world = _matrix_to_world(moving)
         if isinstance(source, Volume):
             # Where the scan lay when it was registered: it may have been moved since, while the work ran.
-            to_world = source.affine @ np.linalg.inv(_matrix_to_ras(moving))
+            to_world = _moved_by(moving, source)
         present.Concatenate(slicer.util.vtkMatrixFromArray(to_world))
     else:
         vtkMRMLTransformNode.GetTransformBetweenNodes(before, None, present)
@@ -390,6 +393,12 @@ def _nearest_linear(transform, node):
 
 def _affine(node):
     return _matrix_to_world(node) @ _matrix_to_ras(node)
+
+
+def _moved_by(node, source):
+    """4x4 of what took a volume node, RAS mm, to where its `Volume` lies: its parents when that was made, of those that
+    bend what is nearest to them."""
+    return source.affine @ np.linalg.inv(_matrix_to_ras(node))
 
 
 def _matrix_to_ras(node):

@@ -5,7 +5,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core: pip install .[test]")
 import vtk  # noqa: E402
-from scene import affine, rigid  # noqa: E402
+from scene import affine, head, rigid  # noqa: E402
 
 from MedFusionLib import mrml  # noqa: E402
 from MedFusionLib.errors import VolumeError  # noqa: E402
@@ -115,9 +115,19 @@ def test_an_empty_label_map_and_a_bent_box_are_refused(scene):
 
 
 def test_a_start_is_what_the_transform_does_to_a_scan_under_it(scene):
-    node = transform(rigid((0.1, 0.2, 0.3), (1, 2, 3)))
-    np.testing.assert_allclose(mrml.matrix_of_transform(node), rigid((0.1, 0.2, 0.3), (1, 2, 3)))
+    """Registration starts from where the scan lies now: from under another transform it is taken back first."""
+    scan, own = mrml.add_volume(head()), rigid((0.1, 0.2, 0.3), (1, 2, 3))
+    node = transform(own)
+
+    def start():
+        return mrml.start_from(node, scan, mrml.volume_from_node(scan))
+
+    np.testing.assert_allclose(start(), own, atol=1e-9)
     node.SetAndObserveTransformNodeID(transform(PARENT).GetID())
-    np.testing.assert_allclose(mrml.matrix_of_transform(node), PARENT @ rigid((0.1, 0.2, 0.3), (1, 2, 3)))
+    np.testing.assert_allclose(start(), PARENT @ own, atol=1e-9)
+    scan.SetAndObserveTransformNodeID(transform(PARENT).GetID())
+    np.testing.assert_allclose(start(), PARENT @ own @ np.linalg.inv(PARENT), atol=1e-9)
+    scan.SetAndObserveTransformNodeID(node.GetID())
+    np.testing.assert_allclose(start(), np.eye(4), atol=1e-9)
     with pytest.raises(VolumeError, match="bends space"):
-        mrml.matrix_of_transform(transform(None, "vtkMRMLTransformNode"))
+        mrml.start_from(transform(None, "vtkMRMLTransformNode"), scan, mrml.volume_from_node(scan))
