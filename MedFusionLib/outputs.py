@@ -109,7 +109,8 @@ def write_table(path, rows):
     columns = list(dict.fromkeys(column for row in rows for column in row))
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "w", newline="", encoding="utf-8") as file:
+        # Of names that are no UTF-8, which would end a whole cohort, the rest is kept.
+        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)

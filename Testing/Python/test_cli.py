@@ -396,6 +396,14 @@ def test_batch_goes_on_after_a_failure_and_resumes(call, cohort):
     assert [row["state"] for row in summary(cohort).values()] == ["done"] * 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_batch_goes_on_after_a_subject_whose_name_is_no_utf8(call, cohort):
+    (cohort / "in" / "ben").rename(cohort / "in" / "b\udcfcn")
+    code, out, _ = call("batch", cohort / "in", "-o", cohort / "out", "--registration", "none", "--method", "average")
+    assert code == 1 and "rename it" in out
+    assert [row["state"] for row in summary(cohort).values()] == ["done", "failed", "done"]
+
+
 def test_batch_says_what_a_subject_lacks(call, cohort):
     (cohort / "in" / "ben" / "t1.nrrd").unlink()
     (cohort / "in" / "cleo" / "ct.nrrd").rename(cohort / "in" / "cleo" / "scan.nrrd")
