@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..metrics import slice_scores
+from ..metrics.failures import uptake_failures
 from ..metrics.scores import roles_of
 from .networks.selector_net import MEASURES, OPTIONS
 
@@ -56,14 +57,20 @@ def spread(length):
 
 
 def measured(fusers, bands, modalities, device):
-    """(options, measures) float64 means over bands (N, S, rows, columns); NaN for a measure that none defines.
+    """(options, measures) float64 means over the `sample` bands (N, S, rows, columns); NaN for what none defines.
 
     fusers: {method: `Fuser`} of every method among the options.
     """
     values = np.full((len(OPTIONS), len(bands), len(MEASURES)), np.nan)
-    for n, band in enumerate(bands):
-        found = options(fusers, band[None].to(device), modalities)
-        values[:, n] = [scores(band.numpy(), image[0].cpu().numpy(), modalities) for image in found]
+    for first in range(0, len(bands), len(PLACES)):
+        of_slice = bands[first : first + len(PLACES)]
+        images = [list(options(fusers, band[None].to(device), modalities)) for band in of_slice]
+        images = np.stack([[image[0].cpu().numpy() for image in row] for row in images], 1)
+        for n, band in enumerate(of_slice):
+            values[:, first + n, :-1] = [alike(band.numpy(), image[n], modalities) for image in images]
+        # What is hot shows in all of a slice, not in each part of it.
+        sources = np.concatenate(of_slice.numpy(), 1)
+        values[:, first, -1] = [hot(sources, np.concatenate(image), modalities) for image in images]
     return mean(values, 1)
 
 
@@ -89,7 +96,21 @@ def mixed(fused, sources, weight):
 
 def scores(sources, fused, modalities):
     """The `MEASURES` of a fused image (H, W) of sources (S, H, W), 0..1; NaN where one is not defined."""
+    return [*alike(sources, fused, modalities), hot(sources, fused, modalities)]
+
+
+def alike(sources, fused, modalities):
+    """All but the last of the `scores`: of any part of an image."""
     roles = roles_of(modalities)
-    names = MEASURES if roles else MEASURES[:4]
-    found = slice_scores(sources, fused, names, 1, roles)
-    return [found.get(name, np.nan) for name in MEASURES]
+    names = MEASURES[:-1]
+    found = slice_scores(sources, fused, names if roles else names[:-1], 1, roles)
+    return [found.get(name, np.nan) for name in names]
+
+
+def hot(sources, fused, modalities):
+    """The last of the `scores`: of the first PET or SPECT among the sources."""
+    uptake = next((n for n, modality in enumerate(modalities) if modality in ("PT", "NM")), None)
+    if uptake is None:
+        return np.nan
+    others = np.delete(sources, uptake, 0).max(0)
+    return np.minimum(uptake_failures(255 * sources[uptake], 255 * others, 255 * fused)["hot_contrast"], 1)

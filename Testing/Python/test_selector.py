@@ -11,6 +11,7 @@ from MedFusionLib.fusion import registry
 torch = pytest.importorskip("torch")
 from MedFusionLib.fusion import trial  # noqa: E402  (needs torch)
 from MedFusionLib.fusion.networks.selector_net import MEASURES, OPTIONS  # noqa: E402
+from MedFusionLib.metrics.failures import uptake_failures  # noqa: E402
 
 ATLAS = Path(__file__).parents[3] / "shared" / "data" / "harvard"
 
@@ -55,6 +56,25 @@ def test_a_trial_on_a_band_that_is_the_whole_slice_measures_that_slice(fuser):
     expected = pair_scores(*sources[:, 0].numpy(), sources[:, 0].amax(0).numpy(), 1, trial.MEASURES[:4])
     np.testing.assert_allclose(found[OPTIONS.index(("maximum", 1.0)), :4], list(expected.values()))
     assert np.isnan(found[:, 4]).all()
+    whole = sources[:, 0].repeat(1, len(trial.PLACES), 1).numpy()
+    kept = uptake_failures(*(255 * image for image in (*whole, whole.max(0))))["hot_contrast"]
+    assert found[OPTIONS.index(("maximum", 1.0)), 5] == pytest.approx(min(kept, 1))
+
+
+def test_a_lost_hot_spot_costs_quality():
+    row, column = np.ogrid[:64, :64]
+    distance = np.hypot(row - 32, column - 32)
+    brain = distance < 28
+    spot = (row - 25) ** 2 + (column - 40) ** 2 < 4**2
+    uptake, anatomy = np.where(spot, 0.9, 0.3) * brain, 0.5 * brain
+    sources = np.float32([anatomy, uptake])
+    assert trial.hot(sources, sources[1], ("MR", "PT")) == pytest.approx(1)
+    assert trial.hot(sources, sources[0], ("MR", "NM")) == pytest.approx(0)
+    assert trial.hot(sources, np.where(spot, 1, 0.1) * brain, ("MR", "NM")) == 1, "more than the uptake has earns none"
+    assert np.isnan(trial.hot(sources, sources[1], ("MR", "CT")))
+    skull = brain * (distance > 22)
+    of_all = trial.scores(np.float32([skull, anatomy, uptake]), sources[1], ("CT", "MR", "PT"))
+    assert np.isfinite(of_all).all()
 
 
 def test_the_sample_is_of_the_head_and_its_size_does_not_grow_with_the_slices():

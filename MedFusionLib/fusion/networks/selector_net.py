@@ -10,8 +10,9 @@ OPTIONS = (*((method, weight) for method in METHODS for weight in (1.0, 0.5)), (
 """(method, weight): the rest of the weight goes to `maximum`. The other networks, slower to try, were tried too and
 were hardly ever the best of a pair."""
 
-MEASURES = ("Qabf", "SSIM", "SCD", "head-SSIM", "bone_solid")
-"""Of `MedFusionLib.metrics`, the last for CT-MRI only: the quality figure is made of them, and the trial takes them."""
+MEASURES = ("Qabf", "SSIM", "SCD", "head-SSIM", "bone_solid", "hot_contrast")
+"""Of `MedFusionLib.metrics`: the quality figure is made of them, and the trial takes them. bone_solid is for CT-MRI
+only, hot_contrast (`metrics.failures`, at most 1) for PET and SPECT: the others would let skull and hot spots fade."""
 
 MODALITIES = ("CT", "PT", "NM")
 """Those that options have a bias for, beside their general one; MR is in every pair learnt from."""

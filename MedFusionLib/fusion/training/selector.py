@@ -28,7 +28,7 @@ EVERY = 3
 KEEP_EVERY = 10
 """Pairs that an interrupted measuring may lose."""
 
-RIDGE, KIND = 3.0, 0.3
+RIDGE, KIND = 3.0, 1.0
 """Penalty on the coefficients, and what the biases by modality count beside the general ones."""
 
 
@@ -48,7 +48,7 @@ def measured(pairs, checkpoint=None, progress=None, cancelled=None):
         trials, quality = (list(state[name].numpy()) for name in ("trials", "quality"))
         seconds = state["seconds"]
     elif state:
-        log.warning("%s is of other slices or other methods: the measuring begins afresh.", checkpoint.name)
+        log.warning("%s is of other slices, methods or measures: the measuring begins afresh.", checkpoint.name)
     for done, pair in enumerate(pairs[len(trials) :], len(trials) + 1):
         if cancelled and cancelled():
             raise Cancelled("Cancelled: what is measured is kept, training goes on from there.")
@@ -69,8 +69,8 @@ def measured(pairs, checkpoint=None, progress=None, cancelled=None):
 
 
 def _digest(pairs):
-    """What measured quality depends on: the images and the weights of the methods, as a hexadecimal SHA-256."""
-    found = hashlib.sha256()
+    """What measured quality depends on: measures, images and the weights of the methods, as a hexadecimal SHA-256."""
+    found = hashlib.sha256(" ".join(MEASURES).encode())
     for name in METHODS:
         found.update(registry.weights_hash(registry.find(name)).encode())
     for pair in pairs:

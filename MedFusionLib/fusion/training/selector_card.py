@@ -79,8 +79,8 @@ def card(data, found, seen, network, seconds, of_atlas):
     ]
     facts = [
         f"Options: {', '.join(METHODS)}, each also half and half with `maximum`, and `maximum`.",
-        f"Quality: the mean of {', '.join(MEASURES)} (the last for CT-MRI only), each less its mean over the options"
-        " and in units of its standard deviation between them.",
+        f"Quality: the mean of {', '.join(MEASURES)} (bone_solid for CT-MRI only, hot_contrast for PET and SPECT only),"
+        " each less its mean over the options and in units of its standard deviation between them.",
         f"Input: every option fuses a sample of the volume, bands of {trial.SHARE:g} of the rows (at least"
         f" {trial.FEWEST}) at {', '.join(f'{place:g}' for place in trial.PLACES)} of the head's height, in up to"
         f" {trial.MOST_SLICES} slices; the same measures, taken there, and which modalities there are.",
@@ -90,7 +90,7 @@ def card(data, found, seen, network, seconds, of_atlas):
         " which flatters it a little.",
         f"Cost: the trial took {seconds:.1f} s a 256x256 pair on one thread of the machine that trained it (median),"
         f" and takes {trial.MOST_SLICES} times that for a volume, however many such slices it has. Every network is"
-        " loaded; one band is in memory at a time.",
+        " loaded; the bands of one slice are in memory at a time.",
         (
             "Data: The Whole Brain Atlas (K. A. Johnson, J. A. Becker), luma; its slices are not part of this project."
             if of_atlas
