@@ -370,7 +370,7 @@ def _straightened(node):
     to_world = vtk.vtkGeneralTransform()
     before.GetTransformToWorld(to_world)
     # Hardening keeps the grid: it is moved first, or a scan that is moved further than bent would be cut off by it.
-    moved = _nearest_linear(to_world, node)
+    moved = _nearest_motion(to_world, node)
     copy.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(moved @ _matrix_to_ras(node)))
     back = vtk.vtkTransform()
     back.SetMatrix(slicer.util.vtkMatrixFromArray(np.linalg.inv(moved)))
@@ -380,15 +380,22 @@ def _straightened(node):
     return copy
 
 
-def _nearest_linear(transform, node):
-    """4x4, RAS mm: the linear map that a transform comes nearest to over a volume node's box."""
+def _nearest_motion(transform, node):
+    """4x4, RAS mm: the motion that a transform comes nearest to over a volume node's box, with the node's axes
+    stretched as the transform does: right angles stay right angles, as Slicer's tools want them."""
+    grid = _matrix_to_ras(node)
     size = np.array(node.GetImageData().GetDimensions())
-    corners = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 3), -1).reshape(-1, 3) * size - 0.5
-    places = np.column_stack([corners, np.ones(len(corners))]) @ _matrix_to_ras(node).T
-    moved = [transform.TransformPoint(place) for place in places[:, :3]]
-    linear = np.eye(4)
-    linear[:3] = np.linalg.lstsq(places, np.array(moved), rcond=None)[0].T
-    return linear
+    index = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 3), -1).reshape(-1, 3) * size - 0.5
+    places = index @ grid[:3, :3].T + grid[:3, 3]
+    moved = np.array([transform.TransformPoint(place) for place in places])
+    middle, aim = places.mean(0), moved.mean(0)
+    linear = np.linalg.lstsq(places - middle, moved - aim, rcond=None)[0].T
+    left, _, right = np.linalg.svd(linear)
+    stretch = np.linalg.norm(linear @ grid[:3, :3], axis=0) / np.linalg.norm(grid[:3, :3], axis=0)
+    motion = np.eye(4)
+    motion[:3, :3] = left @ right @ (grid[:3, :3] * stretch) @ np.linalg.inv(grid[:3, :3])
+    motion[:3, 3] = aim - motion[:3, :3] @ middle
+    return motion
 
 
 def _affine(node):

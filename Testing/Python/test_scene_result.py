@@ -235,6 +235,8 @@ def test_a_scan_that_is_bent_and_moved_far_is_read_whole(view, monkeypatch, shif
     fixed, moving = mrml.volume_from_node(ct), mrml.volume_from_node(pet)
     read = Registration("none", np.eye(4), None, Grid.of(fixed)).resample(moving).array
     assert np.isclose(read.sum(), seen.sum(), rtol=0.03)
+    axes = moving.affine[:3, :3] / moving.spacing
+    assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-6), "a sheared grid"
     assert np.corrcoef(read.ravel(), seen.ravel())[0, 1] > 0.995
 
 
