@@ -30,6 +30,9 @@ MOST_ALIKE = 0.02
 LEAST_DOSE = 1e4
 """Bq: less than any patient or animal is given for a scan."""
 
+MOST_HALF_LIVES = 10
+"""Between injection and scan: of the dose a thousandth is left, and either time is wrong."""
+
 _HEADER = [
     "SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "ImageType",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient",
@@ -140,7 +143,7 @@ def suv_factor(headers):
             return 1000 * weight / dose, "SUV"
         elif correction == "START":
             waited = _seconds_from_injection(headers, agent)
-            if 0 <= waited < 20 * half_life:
+            if 0 <= waited < MOST_HALF_LIVES * half_life:
                 return 1000 * weight / (dose * 2 ** (-waited / half_life)), "SUV"
             reason = "an implausible time between injection and scan"
         else:
@@ -166,8 +169,8 @@ def _seconds_from_injection(headers, agent):
         injected = _moment(text[:8], text[8:])
     else:
         injected = _moment(scan.strftime("%Y%m%d"), agent.RadiopharmaceuticalStartTime)
-        # Of the day before; not where a scan was started some seconds before the injection.
-        if injected - scan > timedelta(hours=12):
+        # Of the day before; not where a scan was started some seconds or minutes before the injection.
+        if injected - scan > timedelta(hours=1):
             injected -= timedelta(days=1)
     return (scan - injected).total_seconds()
 

@@ -308,6 +308,13 @@ def test_values_are_those_stored_where_small_ones_are_shown_bright(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "pt").array, stored * np.arange(2, 8)[:, None, None])
 
 
+def test_an_injection_of_the_evening_before():
+    """As of copper-64, which lasts that long."""
+    tags = pet_tags(waited=18 * 3600)
+    tags["RadiopharmaceuticalInformationSequence"][0].RadionuclideHalfLife = 45720
+    assert suv_factor([header(**tags)]) == (pytest.approx(2e-4 * 2 ** (18 * 3600 / 45720)), "SUV")
+
+
 def test_suv_of_values_corrected_to_the_injection_takes_the_whole_dose():
     assert suv_factor([header(**pet_tags(DecayCorrection="ADMIN"))]) == (pytest.approx(2e-4), "SUV")
 
@@ -334,6 +341,7 @@ def test_suv_by_the_vendor_s_factor_for_counts():
         ({"RadiopharmaceuticalInformationSequence": []}, "no body weight, dose, half-life or times"),
         ({"SeriesTime": None, "AcquisitionTime": None}, "no body weight, dose, half-life or times"),
         ({"CorrectedImage": ["DECY", "SCAT"]}, "no attenuation correction"),
+        ({"waited": -3 * 3600}, "an implausible time between injection and scan"),
         ({"waited": -5}, "an implausible time between injection and scan"),
         ({"dose": 370}, "a dose of a few becquerels (it may be in megabecquerels)"),
     ),
