@@ -10,13 +10,14 @@ Neural Computing and Applications 2021 (doi:10.1007/s00521-020-05358-9).
 
 Departures, against what the original does to CT with MRI: the inside of the skull is flat, so its spatial
 frequency is nil, the MRI wins there and chunks of skull go out. The display range saturates there: a plateau
-near its white end is content whose changes were cut off. So (a) the activity has a second term, the local
-brightness over a knee of 0.75; (b) a small region keeps its source where the change would dim it by `DIMMING`.
-Step 4 leaves out the opening and closing, whose losses in thin bone (b) could not undo. Each source has its own
-map, which extends the rule to three: the activities of all are compared at once, and where they are equal, as in the
-air, and in the turns of step 4, the brighter source as a whole comes first, so that the order of three does not
-matter; of two it is the first one. Volumes: features slice by slice along the first axis; windows, regions and
-filters in 3-D.
+near its white end is content whose changes were cut off. Uptake is smooth by nature, so that the hot spots of PET
+and SPECT drown in the MRI's texture. So (a) the activity has a second term, the local brightness over a knee, which
+counts earlier and twice as much in PET and SPECT (`PLATEAU`, `UPTAKE`); (b) a small region keeps its source where the
+change would dim it by `DIMMING`. Step 4 leaves out the opening and closing, whose losses in thin bone (b) could not
+undo. Each source has its own map, which extends the rule to three: the activities of all are compared at once, and
+where they are equal, as in the air, and in the turns of step 4, the brighter source as a whole comes first, so that
+the order of three does not matter; of two it is the first one. Volumes: features slice by slice along the first axis;
+windows, regions and filters in 3-D.
 """
 
 from __future__ import annotations
@@ -34,10 +35,9 @@ from .slabs import device_of, each_volume, rows, slabs
 RADIUS, EPS = 5, 0.1
 SMALL = 0.01
 """Regions under this share of a slice are noise of the decision."""
-KNEE = 0.75
-"""Brightness (0..1 of the display range) above which a plateau counts as content."""
-BRIGHTNESS = 0.2
-"""Weight of local brightness against spatial frequency in the activity; 0 is the paper's rule."""
+PLATEAU, UPTAKE = (0.75, 0.2), (0.5, 0.4)
+"""Knee: brightness (0..1 of the display range) above which a plateau counts as content; and what white then adds to the
+activity, against spatial frequency. The second is that of PET and SPECT."""
 DIMMING = 0.2
 """A region whose brightness would fall by more than this (0..1) is kept however small it is."""
 
@@ -46,12 +46,12 @@ ROWS = 4
 
 
 class SESF:
-    """The `Fuser`."""
+    """The `Fuser`. plateaus: whether they count as content; not by the paper's rule."""
 
     halo = None
 
-    def __init__(self, network, brightness=BRIGHTNESS):
-        self.network, self.brightness = network, brightness
+    def __init__(self, network, plateaus=True):
+        self.network, self.plateaus = network, plateaus
 
     def __call__(self, sources, modalities):
         if sources.ndim == 4:
@@ -62,9 +62,8 @@ class SESF:
 
     def fuse_volume(self, read, shape, modalities, store, step):
         """A `Fuser`'s, see `registry`."""
-        count = len(modalities)
-        if count == 2:
-            self._fuse(read, shape, count, store, step)
+        if len(modalities) == 2:
+            self._fuse(read, shape, modalities, store, step)
             return
         brightness = sum(read(rows(*ends)).sum((1, 2, 3), np.float64) for ends in slabs(shape[0], ROWS))
         order = np.argsort(-brightness, kind="stable")
@@ -72,18 +71,18 @@ class SESF:
         self._fuse(
             lambda window: read(window)[order],
             shape,
-            count,
+            [modalities[n] for n in order],
             lambda window, fused, shares: store(window, fused, shares[back]),
             step,
         )
 
-    def _fuse(self, read, shape, count, store, step):
+    def _fuse(self, read, shape, modalities, store, step):
         """`fuse_volume`, where of sources that are alike the first one counts."""
-        device = device_of(self.network)
+        device, count = device_of(self.network), len(modalities)
         total = (count + 1) * shape[0]
         best, chosen = None, torch.zeros(shape, dtype=torch.uint8, device=device)
-        for n in range(count):
-            activity = self.activity(read, n, shape, lambda k, n=n: step(n * shape[0] + k, total))
+        for n, modality in enumerate(modalities):
+            activity = self.activity(read, n, shape, modality, lambda k, n=n: step(n * shape[0] + k, total))
             if best is None:
                 best = activity
                 continue
@@ -105,8 +104,8 @@ class SESF:
             fused = (shares * guide[(slice(None), 0, 0, *inside)]).sum(0)
             store(rows(start, stop), fused.cpu().numpy(), shares.cpu().numpy())
 
-    def activity(self, read, n, shape, step=lambda k: None):
-        """(K, J, I): what source n has to say at each voxel. step(k): called before each slice."""
+    def activity(self, read, n, shape, modality, step=lambda k: None):
+        """(K, J, I): what source n, of a modality, has to say at each voxel. step(k): called before each slice."""
         device = device_of(self.network)
         height, width = shape[1:]
         activity = torch.empty((1, 1, *shape), device=device)
@@ -117,11 +116,14 @@ class SESF:
             padded = F.pad(image, (0, int(width < 2), 0, int(height < 2)), mode="replicate")
             activity[0, 0, k] = _changes(self.network.encode(padded))[0, :height, :width]
         box_(activity, RADIUS).clamp_min_(0).sqrt_()
+        if not self.plateaus:
+            return activity[0, 0]
+        knee, weight = UPTAKE if modality in ("PT", "NM") else PLATEAU
         for start, stop in slabs(shape[0], ROWS):
             first = max(0, start - 1)
             image = torch.from_numpy(read(rows(first, min(shape[0], stop + 1)))[n]).to(device)
-            plateau = (box(image[None, None], 1)[0, 0, start - first : stop - first] - KNEE).clamp_min_(0) / (1 - KNEE)
-            activity[0, 0, start:stop] += self.brightness * plateau
+            plateau = (box(image[None, None], 1)[0, 0, start - first : stop - first] - knee).clamp_min_(0) / (1 - knee)
+            activity[0, 0, start:stop] += weight * plateau
         return activity[0, 0]
 
 

@@ -9,6 +9,7 @@ import torch
 from MedFusionLib.fusion import registry, sesf, siamese
 from MedFusionLib.fusion.networks.sesf_net import SESFNet
 from MedFusionLib.fusion.networks.siamese_net import PATCH, SiameseNet, spread
+from MedFusionLib.metrics.failures import uptake_failures
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,7 @@ def test_air_stays_black_and_tissue_true(fuser):
 def test_sesf_keeps_the_skull_solid_where_the_paper_switches_it_off():
     sources, skull, _ = head()
     ours = registry.load("sesf", CPU)
-    papers = sesf.SESF(ours.network, brightness=0)
+    papers = sesf.SESF(ours.network, plateaus=False)
     inner = -torch.nn.functional.max_pool2d(-skull[None].float(), 3, 1, 1)[0] > 0
     solid = [
         (fuser(sources[None], ("CT", "MR"))[0][0][inner] >= 0.8 * sources[0][inner]).float().mean()
@@ -51,6 +52,23 @@ def test_sesf_keeps_the_skull_solid_where_the_paper_switches_it_off():
     ]
     assert solid[1] > 0.9
     assert solid[1] >= solid[0]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("modality", ["PT", "NM"])
+def test_sesf_keeps_the_hot_spot_that_the_paper_loses_in_texture(modality):
+    row, column = np.ogrid[:96, :96]
+    brain = (row - 48) ** 2 + (column - 48) ** 2 < 40**2
+    uptake = (0.2 + 0.7 * np.exp(-((row - 40) ** 2 + (column - 60) ** 2) / (2 * 9**2))) * brain
+    texture = (0.5 + 0.2 * np.sin(row / 2) * np.sin(column / 2)) * brain
+    sources = torch.tensor(np.stack([texture, uptake]), dtype=torch.float32)
+    network = registry.load("sesf", CPU).network
+    kept = [
+        uptake_failures(*(255 * image.numpy() for image in (sources[1], sources[0], fused[0])))["hot_contrast"]
+        for fused, _ in (sesf.SESF(network, plateaus)(sources[None], ("MR", modality)) for plateaus in (False, True))
+    ]
+    assert kept[0] < 0.2
+    assert kept[1] > 0.8
 
 
 @torch.inference_mode()
