@@ -52,6 +52,13 @@ COSTED = """ CPU s is of one 256 x 256 pair on one thread, memory the peak while
 over the size of its float32 sources."""
 
 
+CEILING = """\
+`medfusion` was aimed at all of the following at once, and misses some. To see how far any blend could come, \
+`python Testing/Benchmarks/fusion_ceiling.py` lets the pixels themselves climb towards the aims on the very slices \
+that they are measured on, each within the range of its sources. They need not answer for slices that they never saw, \
+as a network has to, and hot spots may fade. `python Testing/readme.py fusion` pastes what it prints here."""
+
+
 def fill(name, text):
     """Replace what stands between `<!-- name:begin -->` and `<!-- name:end -->`."""
     pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
@@ -107,9 +114,14 @@ def trust():
     return text.partition("\njudged amiss")[0].strip()
 
 
-def _measured(name, command):
-    """The text of what a registration benchmark left."""
-    file = ROOT / "bench-output" / "registration" / name
+def ceiling():
+    """What `fusion_ceiling.py` last measured."""
+    return CEILING + "\n\n" + _measured("ceiling.md", "python Testing/Benchmarks/fusion_ceiling.py", "fusion")
+
+
+def _measured(name, command, folder="registration"):
+    """The text of what a benchmark left."""
+    file = ROOT / "bench-output" / folder / name
     if not file.exists():
         raise SystemExit(f"nothing measured yet: run {command} first.")
     return file.read_text(encoding="utf-8").strip()
@@ -167,5 +179,6 @@ if __name__ == "__main__":
         fill("trust", trust())
     if what == "fusion":
         fill("fusion", fusion())
+        fill("ceiling", ceiling())
     if what == "all":
         fill("demo", demo())

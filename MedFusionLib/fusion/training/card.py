@@ -48,8 +48,8 @@ NOTES = {
         "Qabf of the public implementation: .62 on CT-MRI, .79 on PET-MRI; it keeps .53 of the skull solid.\n"
         "Here a brightness term keeps the skull and costs Qabf (CT-MRI falls .032 short). Its knee and weight were\n"
         "chosen on some of the slices held back, which flatters these figures a little. For PET and SPECT the term is\n"
-        "stronger, chosen on subjects trained on, and costs up to .03 of their Qabf: without it hot spots were lost in\n"
-        "the MRI's texture. What of them is left: README, hot_contrast; weak uptake still gives way to the MRI."
+        "stronger, chosen on subjects trained on, and costs up to .03 of their Qabf: without it hot spots were lost\n"
+        "in the MRI's texture. What is left of them: README, hot_contrast; weak uptake still gives way to the MRI."
     ),
 }
 """What else a reader of a method's card should know."""
