@@ -176,12 +176,15 @@ def _fit(method, recipe, network, seen, runs, epochs, seed, device, resume, prog
     state = checkpoints.load(checkpoint, device) if resume else None
     of_this = {"seed": seed, "data": dataset.digest(seen)}
     same = state and all(state.get(name) == value for name, value in of_this.items())
+    same = same and checkpoints.fits(state, network)
     # Of another length, a training whose second stage has not begun can go on.
     if same and (state["total"] == total or state["epochs"] <= min(epochs, epochs + state["total"] - total)):
         network.load_state_dict(state["network"])
         start, last = state["epochs"], state["loss"]
     elif state:
-        log.warning("%s is of other data, another seed or more epochs: the training begins afresh.", checkpoint.name)
+        log.warning(
+            "%s is of other data, another seed or version, or more epochs: the training begins afresh.", checkpoint.name
+        )
     if start == 0 and recipe.pretrain:
         recipe.pretrain(network, seen, seed)
     board = _board(runs, method) if rank == 0 else None
@@ -193,13 +196,15 @@ def _fit(method, recipe, network, seen, runs, epochs, seed, device, resume, prog
             parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(learning, stage.rate)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, stage.every, stage.decay)
+        scaler = torch.amp.GradScaler(enabled=half)
         if begin < start < begin + stage.epochs:
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
+            scaler.load_state_dict(state.get("scaler", {}) or scaler.state_dict())
         step = _Step(network, stage.loss)
         if processes > 1:
-            step = DistributedDataParallel(step)
-        scaler = torch.amp.GradScaler(enabled=half)
+            # A batch need not use all of a network: the branches of modalities that are not in it have no gradient.
+            step = DistributedDataParallel(step, find_unused_parameters=True)
         for epoch in range(max(start, begin), begin + stage.epochs):
             summed = 0.0
             for number in range(stage.steps):
@@ -226,7 +231,8 @@ def _fit(method, recipe, network, seen, runs, epochs, seed, device, resume, prog
                     board.add_scalar("loss", last, epoch + 1)
                     board.add_scalar("rate", schedule.get_last_lr()[0], epoch + 1)
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                state |= {"schedule": schedule.state_dict(), "epochs": epoch + 1, "total": total}
+                state |= {"schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
+                state |= {"epochs": epoch + 1, "total": total}
                 checkpoints.save(state | of_this | {"loss": last}, checkpoint)
         begin += stage.epochs
     if board:
