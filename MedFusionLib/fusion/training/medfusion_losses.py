@@ -8,6 +8,7 @@ They follow the published definitions closely enough to train by; the figures th
 from __future__ import annotations
 
 import math
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,18 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """MS-SSIM's, Wang et al. 2003."""
 
 
+def _in_full_precision(measure):
+    """Mixed precision would convolve in half precision, whose rounding is as large as the variances of soft tissue."""
+
+    @wraps(measure)
+    def measured(*images, **more):
+        with torch.autocast(images[0].device.type, enabled=False):
+            return measure(*(image.float() for image in images), **more)
+
+    return measured
+
+
+@_in_full_precision
 def sobel(image):
     """(gradient along columns, along rows), zero beyond the border, both times 8."""
     across = image.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])[None, None]
@@ -69,6 +82,7 @@ def _gaussian(image, pad):
     return F.conv2d(image, taps.view(1, 1, 11, 1).expand(channels, 1, 11, 1), groups=channels)
 
 
+@_in_full_precision
 def structure(first, second, pad=True):
     """Maps (B, S, H, W) of SSIM and of its contrast-structure part (Wang et al. 2004, 11 x 11 Gaussian window).
 

@@ -146,7 +146,8 @@ def train(examples, settings, checkpoint=None, progress=None, keep_every=100, de
     start, value = 0, float("nan")
     state = checkpoints.load(Path(checkpoint), device) if checkpoint else None
     of_this = {"settings": asdict(settings), "data": dataset.digest(examples)}
-    if state and all(state.get(name) == value for name, value in of_this.items()):
+    same = state and all(state.get(name) == value for name, value in of_this.items())
+    if same and checkpoints.fits(state, network):
         start = state["step"]
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
