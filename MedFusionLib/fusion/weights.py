@@ -9,7 +9,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from ..errors import WeightsError
+from ..errors import FileError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,16 @@ def sha256(name):
 
 def checksum(file):
     """The SHA-256 that the folder of a weight file records for it, or None."""
+    return _recorded(file.parent).get(file.name)
+
+
+def _recorded(folder):
+    """{file name: SHA-256} of a folder; {} where it records none, or nothing that can be read."""
     try:
-        return json.loads((file.parent / CHECKSUMS.name).read_text()).get(file.name)
-    except (OSError, ValueError):
-        return None
+        known = json.loads((folder / CHECKSUMS.name).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 @lru_cache
@@ -63,13 +69,14 @@ def shapes(file):
                 raise ValueError
             header = json.loads(stream.read(length))
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{Path(file).name} is not a .safetensors file: train the method again.") from error
 
 
 def own_folder():
     """Where a user's own weights lie: $MEDFUSION_WEIGHTS, or .medfusion/weights in the home folder."""
-    return Path(os.environ.get("MEDFUSION_WEIGHTS") or Path.home() / ".medfusion" / "weights")
+    # Absolute: `path` takes a relative file for one of Resources/.
+    return Path(os.environ.get("MEDFUSION_WEIGHTS") or Path.home() / ".medfusion" / "weights").absolute()
 
 
 def own(shipped):
@@ -81,11 +88,12 @@ def own(shipped):
     """
     found = []
     try:
-        files = sorted(own_folder().glob("*.safetensors"))
+        files = sorted(own_folder().glob("*.safetensors"), key=lambda file: file.stem)
     except (OSError, RuntimeError):  # a user without a home folder, or with somebody else's, as in containers
         files = []
     for file in files:
         method, _, label = file.stem.partition("-")
+        label = label or "own"
         try:
             if method not in shipped:
                 raise WeightsError(f"{file.name} is for no method with weights: name it <method>-<label>.safetensors.")
@@ -94,10 +102,12 @@ def own(shipped):
                 raise WeightsError(f"{file.name} has not the checksum in {CHECKSUMS.name} beside it: train it again.")
             if shapes(file) != shapes(path(shipped[method])):
                 raise WeightsError(f"{file.name} does not fit the network of {method}: train it with this version.")
+            if any(known[:2] == (method, label) for known in found):
+                raise WeightsError(f"{file.name} is {method}-{label} as another file there is: name it otherwise.")
         except (WeightsError, OSError) as error:
             _tell(file, str(error))
             continue
-        found.append((method, label or "own", file))
+        found.append((method, label, file))
     return found
 
 
@@ -109,29 +119,39 @@ def _tell(file, reason):
 
 def load(name, network):
     """Fill a torch module with the weights of a file, after the checksum. Returns it in evaluation mode."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if sha256(name) != checksum(path(name)):
         raise WeightsError(f"the weights {name} are damaged or not those of this version: reinstall MedFusion.")
     try:
         network.load_state_dict(load_file(path(name)))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise WeightsError(f"the weights {name} do not fit the network: reinstall MedFusion.") from error
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise WeightsError(f"the weights {name} hold NaN or infinite values: train the method again.")
     return network.eval().requires_grad_(False)
 
 
 def save(name, network, folder=None):
-    """Write a torch module's weights to a folder (Resources/) and record their checksum there."""
+    """Write a torch module's weights to a folder (Resources/) and record their checksum there: both, or neither.
+
+    Raises FileError where they cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    from ..files import written_beside
 
     folder = FOLDER if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    beside = folder / f"{name}.part"
-    save_file(tensors, beside)
-    beside.chmod(0o644)
-    beside.replace(folder / name)
-    checksums = folder / CHECKSUMS.name
-    known = json.loads(checksums.read_text()) if checksums.exists() else {}
-    known[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    checksums.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")
+    try:
+        with written_beside(folder / name) as partial:
+            save_file(tensors, partial)
+            partial.chmod(0o644)
+            known = _recorded(folder) | {name: hashlib.sha256(partial.read_bytes()).hexdigest()}
+            text = json.dumps(dict(sorted(known.items())), indent=2) + "\n"
+            partial.with_name(CHECKSUMS.name).write_text(text)
+    except SafetensorError as error:
+        raise FileError(f"the weights {name} cannot be written ({error}): free some space.") from error

@@ -1,7 +1,10 @@
 """Training: resumes to the same weights, runs in two processes, cancels, and its weights find their way back."""
 
+import hashlib
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +19,9 @@ from safetensors.torch import load_file
 
 from MedFusionLib.errors import Cancelled, FileError, MethodError, WeightsError
 from MedFusionLib.fusion import registry, weights
-from MedFusionLib.fusion.training import trainer
+from MedFusionLib.fusion.networks.sesf_net import SESFNet
+from MedFusionLib.fusion.training import checkpoint, trainer
+from MedFusionLib.fusion.training.pairs import quality_loss
 
 SHORT = "from dataclasses import replace; r = trainer.RECIPES; r['sesf'] = replace(r['sesf'], steps=3, size=2)"
 
@@ -137,6 +142,57 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(data, tmp_path, caplog):
     assert all(torch.equal(other[name], afresh[name]) for name in other)
 
 
+def test_a_checkpoint_of_another_version_is_not_gone_on_from(data, tmp_path, caplog, monkeypatch):
+    trainer.train("sesf", data, tmp_path, epochs=1, device="cpu")
+    monkeypatch.setitem(trainer.RECIPES, "sesf", replace(trainer.RECIPES["sesf"], network=lambda: SESFNet(8)))
+    other = load_file(trainer.train("sesf", data, tmp_path, epochs=2, device="cpu").weights)
+    assert "version" in caplog.text
+    afresh = load_file(trainer.train("sesf", data, tmp_path / "new", epochs=2, device="cpu").weights)
+    assert all(torch.equal(other[name], afresh[name]) for name in afresh)
+
+
+def test_a_training_in_mixed_precision_resumes_with_its_loss_scale(data, tmp_path, monkeypatch):
+    """A scale that is too large at first leaves steps out: a resumed training must not begin with it again."""
+    scaler, recipe = torch.amp.GradScaler, trainer.RECIPES["sesf"]
+    large = replace(recipe, loss=lambda *batch: 8 * recipe.loss(*batch))
+    monkeypatch.setitem(trainer.RECIPES, "sesf", large)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda enabled: scaler("cpu", init_scale=2.0**126))
+    whole = trainer.train("sesf", data, tmp_path / "whole", epochs=6, device="cpu")
+    trainer.train("sesf", data, tmp_path / "parts", epochs=3, device="cpu")
+    parts = trainer.train("sesf", data, tmp_path / "parts", epochs=6, device="cpu")
+    first, second = load_file(whole.weights), load_file(parts.weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_losses_are_exact_in_mixed_precision():
+    torch.manual_seed(0)
+    sources = 0.8 + 0.02 * torch.nn.functional.avg_pool2d(torch.rand(2, 2, 68, 68), 5, 1)
+    fused = sources.mean(1, keepdim=True)
+    exact = quality_loss(sources, fused)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert quality_loss(sources, fused) == exact
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "weights"])
+def test_a_disk_that_is_full_leaves_what_was_there(what, data, tmp_path):
+    """By the limit on a file's size, which root is held to as well."""
+    trainer.train("sesf", data, tmp_path, epochs=1, device="cpu")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(FileError, match=r"cannot be written.*free some space"):
+            if what == "weights":
+                weights.save("sesf.safetensors", SESFNet(), tmp_path)
+            else:
+                checkpoint.save({"network": SESFNet().state_dict()}, tmp_path / "sesf.checkpoint.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
 def test_methods_trained_into_one_folder_keep_apart(data, tmp_path, monkeypatch):
     monkeypatch.setitem(trainer.RECIPES, "siamese", replace(trainer.RECIPES["siamese"], steps=2, size=2))
     trainer.train("sesf", data, tmp_path, epochs=1, device="cpu")
@@ -152,16 +208,26 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(FileError, match=r"sesf\.checkpoint\.pt is damaged"):
         trainer.train("sesf", data, tmp_path, epochs=2, device="cpu")
+    for bytes_ in (b"\x80\x02.", b"a line of text\n", b"\x80\x02]b."):
+        file.write_bytes(bytes_)
+        with pytest.raises(FileError, match="damaged"):
+            trainer.train("sesf", data, tmp_path, epochs=2, device="cpu")
+    torch.save([1], file)
+    with pytest.raises(FileError, match="damaged"):
+        trainer.train("sesf", data, tmp_path, epochs=2, device="cpu")
     trainer.train("sesf", data, tmp_path, epochs=2, device="cpu", resume=False)
 
 
-def test_two_processes_train_one_network(data, tmp_path):
+@pytest.mark.parametrize("method", ["sesf", "rbm"])
+def test_two_processes_train_one_network(method, data, tmp_path):
+    """A Boltzmann machine's visible bias has no part in its answer: not all of a network has a gradient."""
+    short = "r['rbm'] = replace(r['rbm'], steps=3, size=2, pretrain=None)"
     script = tmp_path / "two.py"
     script.write_text(
         "import sys, torch, torch.distributed as dist\n"
         "from MedFusionLib.fusion.training import trainer\n"
-        f"{SHORT}\n"
-        "result = trainer.train('sesf', sys.argv[1], sys.argv[2], epochs=2, device='cpu')\n"
+        f"{SHORT}; {short}\n"
+        f"result = trainer.train('{method}', sys.argv[1], sys.argv[2], epochs=2, device='cpu')\n"
         "print('none' if result is None else 'wrote', flush=True)\n"
     )
     with socket.socket() as free:
@@ -183,7 +249,10 @@ def test_two_processes_train_one_network(data, tmp_path):
     answers = [one.communicate(timeout=200) for one in running]
     assert [one.returncode for one in running] == [0, 0], answers
     assert [said.strip().splitlines()[-1] for said, _ in answers] == ["wrote", "none"]
-    together = load_file(tmp_path / "out" / "sesf.safetensors")
+    together = load_file(tmp_path / "out" / f"{method}.safetensors")
+    if method == "rbm":
+        assert any(value.any() for value in together.values())
+        return
     alone = load_file(trainer.train("sesf", data, tmp_path / "alone", epochs=2, device="cpu").weights)
     # The second process brought other examples, so its gradients must show.
     assert any(not torch.equal(together[name], alone[name]) for name in alone)
@@ -200,11 +269,9 @@ def test_own_weights_appear_after_their_checks(data, tmp_path, monkeypatch):
     assert registry.weights_hash(registry.find("sesf-own")) != registry.weights_hash(registry.find("sesf"))
 
 
-@pytest.mark.parametrize("harm", ["bytes", "network", "name", "none"])
+@pytest.mark.parametrize("harm", ["bytes", "network", "name", "none", "list", "nested", "header"])
 def test_own_weights_that_fail_a_check_do_not_appear(harm, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MEDFUSION_WEIGHTS", str(tmp_path))
-    from MedFusionLib.fusion.networks.sesf_net import SESFNet
-
     name = "other-own.safetensors" if harm == "name" else "sesf-mine.safetensors"
     weights.save(name, SESFNet(8 if harm == "network" else 16), tmp_path)
     if harm == "bytes":
@@ -212,11 +279,55 @@ def test_own_weights_that_fail_a_check_do_not_appear(harm, tmp_path, monkeypatch
         file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     if harm == "none":
         (tmp_path / "checksums.json").unlink()
+    if harm in ("list", "nested"):
+        (tmp_path / "checksums.json").write_text("[1]" if harm == "list" else "[" * 100_000)
+    if harm == "header":
+        nested = b"[" * 100_000
+        (tmp_path / name).write_bytes(len(nested).to_bytes(8, "little") + nested)
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        (tmp_path / "checksums.json").write_text(json.dumps({name: digest}))
     assert not any("mine" in known or "other" in known for known in registry.methods())
     assert name in caplog.text
     caplog.clear()
     registry.methods()
     assert not caplog.text, "the panel asks at every move of a slider"
+
+
+def test_own_weights_that_are_called_alike_are_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MEDFUSION_WEIGHTS", str(tmp_path))
+    for name in ("sesf.safetensors", "sesf-own.safetensors"):
+        weights.save(name, SESFNet(), tmp_path)
+    assert registry.find("sesf-own").weights == str(tmp_path / "sesf.safetensors")
+    assert "sesf-own.safetensors is sesf-own as another file" in caplog.text
+
+
+def test_own_weights_in_a_folder_named_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDFUSION_WEIGHTS", "mine")
+    weights.save("sesf.safetensors", SESFNet(), "mine")
+    registry.load("sesf-own", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("harm", ["short", "nan"])
+def test_own_weights_that_cannot_be_run_are_refused(harm, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDFUSION_WEIGHTS", str(tmp_path))
+    network = SESFNet()
+    if harm == "nan":
+        network.enter.conv[0].bias.data.fill_(torch.nan)
+    weights.save("sesf.safetensors", network, tmp_path)
+    if harm == "short":
+        file = tmp_path / "sesf.safetensors"
+        file.write_bytes(file.read_bytes()[:-4])
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        (tmp_path / "checksums.json").write_text(json.dumps({file.name: digest}))
+    with pytest.raises(WeightsError, match="NaN" if harm == "nan" else "do not fit"):
+        registry.load("sesf-own", torch.device("cpu"))
+
+
+def test_weights_are_saved_beside_checksums_that_cannot_be_read(tmp_path):
+    (tmp_path / "checksums.json").write_text('{"half')
+    weights.save("sesf.safetensors", SESFNet(), tmp_path)
+    assert weights.checksum(tmp_path / "sesf.safetensors")
 
 
 def test_a_folder_of_own_weights_that_cannot_be_looked_into_is_empty(monkeypatch):
