@@ -57,6 +57,11 @@ def to_unit(volume, out=None):
 def scale(array, black, white, out=None):
     """float32 array: black..white mapped to 0..1, clipped. For the parts of a volume, whose range is one."""
     unit = np.empty(array.shape, np.float32) if out is None else out
-    np.subtract(array, black, out=unit, casting="unsafe")
-    unit /= white - black
+    width = white - black
+    if not 1e-30 < width < 1e30:
+        # float32 holds too little of it, or nothing.
+        array, black, width = array / np.float64(width), black / width, 1.0
+    # In half precision a black or white beyond 65504 would be infinite.
+    np.subtract(array, black, out=unit, casting="unsafe", dtype=np.float32 if array.dtype == np.float16 else None)
+    unit /= width
     return np.clip(unit, 0, 1, out=unit)

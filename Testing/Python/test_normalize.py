@@ -98,3 +98,20 @@ def test_few_bright_voxels_still_give_a_range():
     values = np.zeros((5, 6, 7))
     values[2, 3, 4] = 9.0
     assert display_range(volume(values)) == (0.0, 9.0)
+
+
+@pytest.mark.parametrize("size", [1e-50, 1e-38, 1e39, 1e300])
+def test_values_that_single_precision_lacks_are_scaled(size):
+    array = np.linspace(0, 1, 60).reshape(3, 4, 5)
+    unit = to_unit(Volume(array * size, np.eye(4), "MR", display_range=(0, size)))
+    assert np.allclose(unit, array, atol=1e-6)
+
+
+def test_half_precision_is_scaled_as_single_precision_is():
+    array = np.linspace(-1000, 2000, 60).reshape(3, 4, 5).astype(np.float16)
+    for ends in ((-70000, 70000), (-1000, 2000)):
+        half, single = (
+            to_unit(Volume(array.astype(kind), np.eye(4), "CT", display_range=ends))
+            for kind in (np.float16, np.float32)
+        )
+        assert np.array_equal(half, single)
