@@ -14,6 +14,9 @@ from ..errors import VolumeError
 SLAB = 2**20
 """Voxels converted to float32 at once, so that a full-size scan never exists as a float32 copy."""
 
+CHUNK = 2**14
+"""Points sampled at once, on the CPU: what lies between stays small and in the cache."""
+
 FEWEST = 40
 """Points in a mask under which no similarity can be measured."""
 
@@ -171,13 +174,27 @@ def sample(level, matrix, points, gradient=False):
     flat = level.values.reshape(-1)
     size = torch.tensor(level.size.reshape(3, 1), dtype=torch.float32, device=points.device)
     m = torch.tensor(matrix, dtype=torch.float32, device=points.device)
+    count = points.shape[1]
+    values = torch.empty(count, device=points.device)
+    inside = torch.empty(count, dtype=torch.bool, device=points.device)
+    slope = torch.empty((3, count), device=points.device) if gradient else None
+    step = CHUNK if points.device.type == "cpu" else count
+    for start in range(0, count, max(1, step)):
+        part = slice(start, start + step)
+        of_part = None if slope is None else slope[:, part]
+        _sample(flat, level.size, size, m, points[:, part], values[part], inside[part], of_part)
+    return values, inside, slope
+
+
+def _sample(flat, counts, size, m, points, values, inside, slope):
+    """`sample` of some points, into the last three."""
     where = torch.addmm(m[:, 3:], m[:, :3], points)
-    inside = ((where > -0.5) & (where < size - 0.5)).all(dim=0)
+    torch.all((where > -0.5) & (where < size - 0.5), dim=0, out=inside)
     clamped = torch.minimum(where.clamp_(min=0), size - 1.0)
     base = torch.minimum(clamped.floor(), (size - 2).clamp_(min=0))
     fx, fy, fz = clamped.sub_(base)
     base = base.to(torch.int64)
-    ni, nj, nk = (int(n) for n in level.size)
+    ni, nj, nk = (int(n) for n in counts)
     di, dj, dk = min(1, ni - 1), ni * min(1, nj - 1), ni * nj * min(1, nk - 1)
     index = base[2].mul_(nj).add_(base[1]).mul_(ni).add_(base[0])
     c = []
@@ -185,12 +202,14 @@ def sample(level, matrix, points, gradient=False):
         c.append(torch.index_select(flat, 0, index + offset))
     a0, a1, a2, a3 = (torch.lerp(c[n], c[n + 1], fx) for n in (0, 2, 4, 6))
     b0, b1 = torch.lerp(a0, a1, fy), torch.lerp(a2, a3, fy)
-    values = torch.lerp(b0, b1, fz)
-    if not gradient:
-        return values, inside, None
-    gx = torch.lerp(torch.lerp(c[1] - c[0], c[3] - c[2], fy), torch.lerp(c[5].sub_(c[4]), c[7].sub_(c[6]), fy), fz)
-    gy = torch.lerp(a1 - a0, a3 - a2, fz)
-    return values, inside, torch.stack([gx, gy, b1 - b0])
+    torch.lerp(b0, b1, fz, out=values)
+    if slope is None:
+        return
+    torch.lerp(
+        torch.lerp(c[1] - c[0], c[3] - c[2], fy), torch.lerp(c[5].sub_(c[4]), c[7].sub_(c[6]), fy), fz, out=slope[0]
+    )
+    torch.lerp(a1 - a0, a3 - a2, fz, out=slope[1])
+    torch.sub(b1, b0, out=slope[2])
 
 
 def _range(values):
