@@ -41,7 +41,7 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     report.check()
     moving_image = Image(moving, levels, device, moving_mask)
     report(0.2, "Searching for a start")
-    start = _start(fixed_image, moving_image, initial, seed, report.check)
+    start = _start(fixed_image, moving_image, initial, model != "rigid", seed, report.check)
     report(0.4, "Registering")
     stages = [Stage(n, POINTS[min(n, 2)], TOLERANCES[min(n, 2)], 40) for n in range(len(levels) - 1, -1, -1)]
     last = _last(fixed_image, moving_image)
@@ -103,13 +103,13 @@ def _small_first(fixed, moving, matrix):
     return fixed, moving, matrix
 
 
-def _start(fixed, moving, initial, seed, check):
+def _start(fixed, moving, initial, stretched, seed, check):
     """Fixed -> moving."""
     if not isinstance(initial, str):
         return np.linalg.inv(np.asarray(initial, dtype=np.float64))
     if initial == "auto":
         one, other, _ = _small_first(fixed, moving, np.eye(4))
-        matrix = multi_start(one, other, one.center_of_mass, seed, check=check)
+        matrix = multi_start(one, other, one.center_of_mass, seed, check=check, stretched=stretched)
         return matrix if one is fixed else np.linalg.inv(matrix)
     shift = {
         "identity": np.zeros(3),

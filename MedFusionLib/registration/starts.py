@@ -19,8 +19,11 @@ ANGLE = np.deg2rad(27.0)
 """Between starting rotations."""
 
 
-def multi_start(fixed, moving, center, seed, kept=3, check=None):
-    """The best fixed -> moving rigid matrix found from many starting poses, good to some millimetres."""
+def multi_start(fixed, moving, center, seed, kept=3, check=None, stretched=False):
+    """The best fixed -> moving rigid matrix found from many starting poses, good to some millimetres.
+
+    stretched: the scans may differ in scale and shear: the best is the one from which an affine search climbs highest.
+    """
     poses = _Poses(fixed, moving, center, seed)
     places = poses.best(_places(fixed, moving, center), 4, apart=1.5 * STEP)
     turned = [
@@ -32,7 +35,8 @@ def multi_start(fixed, moving, center, seed, kept=3, check=None):
     refined = []
     for matrix in candidates:
         matrix, _, _ = climb(target, "rigid", matrix, 4.0, 0.5, 25, check=check)
-        nmi, share = target.value(matrix)
+        highest = climb(target, "affine", matrix, 4.0, 1.0, 10, check=check)[0] if stretched else matrix
+        nmi, share = target.value(highest)
         refined.append((evidence(nmi, share), matrix))
     return max(refined, key=lambda found: found[0])[1]
 

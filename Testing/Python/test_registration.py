@@ -1,5 +1,6 @@
 """Registration of volumes whose true place is known."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,26 @@ def test_affine(head):
     registration = register(head.ct, moved(head.ct.with_array(-head.ct.array), stretch), model="affine")
     assert registration.model == "affine"
     assert distance(head, registration.matrix @ stretch, np.eye(4)) < 0.7
+
+
+@pytest.mark.data
+def test_a_stretched_scan_is_not_taken_for_one_turned_far():
+    """Of the rigid starts, one 70 mm off fits this SPECT best; of what affine searches make of them, the right one."""
+    script = Path(__file__).resolve().parents[3] / "shared" / "measure" / "regbench.py"
+    if not script.exists():
+        pytest.skip("needs ../shared/measure/regbench.py")
+    code = runpy.run_path(str(script))
+    case = code["make_case"]("SPECT-T1", 105, dof="affine")
+    fixed, moving = (
+        Volume(np.ascontiguousarray(case[part].transpose(2, 1, 0)), case[f"{part}_affine"], modality)
+        for part, modality in (("fixed", "MR"), ("moving", "NM"))
+    )
+    registration = register(fixed, moving, model="affine")
+    truth = case["T"] @ code["consensus_offset"]("SPECT-T1")
+    corners = np.array([[x, y, z, 1] for x in (-70, 70) for y in (-100, 70) for z in (-60, 80)])
+    off = np.linalg.norm((corners @ (np.linalg.inv(registration.matrix) - truth).T)[:, :3], axis=1)
+    assert off.mean() < 10, "the templates themselves differ by some mm at the corners"
+    assert registration.quality.verdict == "good"
 
 
 def test_masks_choose_what_is_compared(head):
