@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +33,7 @@ from MedFusionLib import install, mrml, worker
 from MedFusionLib.color import LUTS
 from MedFusionLib.errors import Cancelled, MedFusionError, MethodError, VolumeError
 from MedFusionLib.fusion.registry import methods
+from MedFusionLib.normalize import display_range
 from MedFusionLib.pipeline import Coloring, Request, leaned, require_reference
 from MedFusionLib.volume import FUNCTIONAL
 
@@ -127,7 +128,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._run = None
-        self._leanable = None
+        self._last = None
+        self._shownCheck = None
         self._complaint = False
         self._watched = set()
         # Last, and it starts the mixin too: without a parent Slicer calls setup() from in there.
@@ -168,7 +170,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._leanTimer.connect("timeout()", self._lean)
         self.ui.leanSlider.connect("valueChanged(double)", lambda _amount: self._leanTimer.start())
         self.ui.leanCombo.connect("currentIndexChanged(int)", lambda _index: self._leanTimer.start())
-        self._offerLeaning(None)
+        self.ui.checkCombo.connect("currentIndexChanged(int)", self._onCheck)
+        self._offerResult(None)
         self.ui.progressBar.visible = False
         self.ui.messageLabel.visible = False
         self.ui.scoresTable.verticalHeader().visible = False
@@ -245,7 +248,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         parameters = self._parameterNode
         self.ui.logText.plainText = ""
-        self._offerLeaning(None)
+        self._offerResult(None)
         try:
             self._run = self.logic.start(**self.logic.optionsOf(parameters))
         except MedFusionError as error:
@@ -283,7 +286,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         try:
             self._finish(run)
         finally:
-            if self._leanable is None or self._leanable[0] is not run:
+            if self._last is None or self._last[0] is not run:
                 run.close()
             self.ui.progressBar.visible = False
             self._onParameters()
@@ -304,29 +307,55 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.summary = outcome.summary
         self._showScores(outcome.scores)
-        self._offerLeaning((run, outcome))
+        self._offerResult((run, outcome))
 
-    def _offerLeaning(self, leanable):
-        """Let the result of a run be leaned towards its scans; None: there is none. Ends the run that it was before."""
-        if self._leanable is not None:
-            self._leanable[0].close()
-        self._leanable = leanable if leanable is not None and self.logic.canLean(leanable[0]) else None
+    def _offerResult(self, last):
+        """Let the result of a run be leaned, and its registrations be looked at; None: there is none.
+
+        Ends the run that it was before.
+        """
         self._leanTimer.stop()
-        section = (self.ui.leanLabel, self.ui.leanCombo, self.ui.leanSlider)
-        for widget in section:
+        if self._last is not None:
+            self._shownCheck = self.logic.showCheck(*self._last, instead=self._shownCheck)
+            self._last[0].close()
+        leanable = last is not None and self.logic.canLean(last[0])
+        checks = self.logic.checks(last[0]) if last is not None else []
+        self._last = last if leanable or checks else None
+        for widget, offered in (
+            (self.ui.leanLabel, leanable),
+            (self.ui.leanCombo, leanable),
+            (self.ui.leanSlider, leanable),
+            (self.ui.checkLabel, bool(checks)),
+            (self.ui.checkCombo, bool(checks)),
+        ):
             widget.blockSignals(True)
-            widget.visible = self._leanable is not None
+            widget.visible = offered
         self.ui.leanCombo.clear()
-        for name in self._leanable[0].names if self._leanable is not None else ():
+        for name in last[0].names if leanable else ():
             self.ui.leanCombo.addItem(name)
         self.ui.leanSlider.value = 0
-        for widget in section:
+        self.ui.checkCombo.clear()
+        for _check, text in [(None, _("The fused volume")), *checks] if checks else ():
+            self.ui.checkCombo.addItem(text)
+        for widget in (self.ui.leanCombo, self.ui.leanSlider, self.ui.checkCombo):
             widget.blockSignals(False)
 
-    def _lean(self):
-        if self._leanable is None:
+    def _onCheck(self, index):
+        if self._last is None or index < 0:
             return
-        run, outcome = self._leanable
+        checks = [None, *(check for check, _text in self.logic.checks(self._last[0]))]
+        slicer.app.setOverrideCursor(qt.Qt.WaitCursor)
+        try:
+            self._shownCheck = self.logic.showCheck(*self._last, checks[index], self._shownCheck)
+        except MedFusionError as error:
+            self._complain(error)
+        finally:
+            slicer.app.restoreOverrideCursor()
+
+    def _lean(self):
+        if self._last is None:
+            return
+        run, outcome = self._last
         amount = self.ui.leanSlider.value
         try:
             self.logic.lean(run, outcome, self.ui.leanCombo.currentIndex, amount)
@@ -342,7 +371,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _abandon(self):
         """End a run whose scene is going: nothing of it may arrive, and nothing of an earlier one stays."""
-        self._offerLeaning(None)
+        self._offerResult(None)
         if self._run is not None:
             self._run.close()
             self._run = None
@@ -435,6 +464,22 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         dark = label.palette.window().color().lightness() < 128
         label.styleSheet = f"color: {LIGHT_RED if dark else DARK_RED}" if wrong else ""
         self._complaint = False
+
+
+def trust(name, quality):
+    """How far the registration of a scan can be trusted, in a line."""
+    verdicts = {"good": _("good"), "check": _("look at it before use"), "failed": _("failed: do not use it")}
+    return _(
+        "{name}: {verdict}. Similarity {before:.3f} before, {after:.3f} after; {overlap:.0f} % in common; there and"
+        " back {consistency:.1f} mm apart."
+    ).format(
+        name=name,
+        verdict=verdicts[quality.verdict],
+        before=quality.similarity_before,
+        after=quality.similarity_after,
+        overlap=100 * quality.overlap,
+        consistency=quality.inverse_consistency,
+    )
 
 
 def measures():
@@ -714,8 +759,54 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         summary = _("{names}: {method}, {aligned}, {seconds:.1f} s").format(
             names=" + ".join(run.names), method=method.title, aligned=aligned, seconds=total
         )
+        for name, registration in zip(run.names, result.registrations, strict=True):
+            if registration is not None and registration.quality is not None:
+                summary += "\n" + trust(name, registration.quality)
         messages = (*result.messages, *run.notes)
         return FusionOutcome(scene, dict(result.scores), dict(result.seconds), messages, summary)
+
+    def checks(self, run):
+        """[(check, what it shows)] of a run that has ended, as `showCheck` takes them; empty without registration."""
+        names, reference = run.names, run.names[run.request.reference]
+        found = []
+        for n, registration in enumerate(run.job.result().registrations):
+            if registration is not None and registration.model != "none":
+                texts = {
+                    "after": _("Edges of {name} on {reference}, registered"),
+                    "before": _("Edges of {name} on {reference}, as they lay"),
+                    "checkerboard": _("{name} and {reference} as a checkerboard"),
+                }
+                found += [((n, kind), text.format(name=names[n], reference=reference)) for kind, text in texts.items()]
+        return found
+
+    def showCheck(self, run, outcome, check=None, instead=None):
+        """Show in the slice views how well a scan was registered, or the fused volume again; returns the node for that.
+
+        run: that has not been closed. outcome: what `finish` returned for it. check: of `checks`, None for the fused
+        volume. instead: the node that was shown for another check: it is taken out of the scene.
+
+        Raises MedFusionError.
+        """
+        from MedFusionLib.registration.checks import checkerboard_volume, edge_volume
+
+        result, request, node = run.job.result(), run.request, None
+        reference = run.nodes[request.reference]
+        if check is not None:
+            if reference.GetScene() is None:
+                raise VolumeError(_("The reference is no longer in the scene: run again."))
+            n, kind = check
+            if kind == "checkerboard":
+                ends = display_range(request.sources[n])
+                board = checkerboard_volume(result.sources[request.reference], result.sources[n], ends)
+                node = mrml.show_alone(replace(board, name=_("{name} checkerboard").format(name=run.names[n])))
+            else:
+                scan = request.sources[n] if kind == "before" else result.sources[n]
+                edges = replace(edge_volume(scan), name=_("{name} edges").format(name=run.names[n]))
+                node = mrml.show_edges(edges, reference)
+        elif instead is not None and outcome.scene.fused.GetScene() is not None:
+            mrml.show(outcome.scene, turn=False)
+        mrml.remove(instead)
+        return node
 
     def canLean(self, run):
         """Whether the result of a run that has ended has weight maps, which `lean` needs."""

@@ -33,6 +33,9 @@ MODALITY = "MedFusion.Modality"
 DISPLAY_RANGE = "MedFusion.DisplayRange"
 """Node attribute: black and white of a volume that MedFusion added, where they are not chosen by modality."""
 
+EDGE_COLOR = (1.0, 0.75, 0.0)
+"""Of the edges that a registration is judged by."""
+
 SOURCE_ROLE = "medfusionSource"
 """Node reference from a fused volume to the nodes that it was made of."""
 
@@ -249,21 +252,70 @@ def update_result(scene_result, result):
             _fill(node, volume)
 
 
-def show(scene_result):
-    """Show a result in all slice views: the fused volume below, the coloured overlay above, turned to its planes.
+def show(scene_result, turn=True):
+    """Show a result in all slice views: the fused volume below, the coloured overlay above.
 
-    Without a layout manager (no main window) the views' nodes are set and nothing is fitted to a screen.
+    turn: to the planes of the fused volume, and fit it to the views; else they stay where they are. Without a layout
+    manager (no main window) the views' nodes are set and nothing is fitted to a screen.
     """
     manager = slicer.app.layoutManager() if hasattr(slicer, "app") else None
-    for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-        view.RotateToVolumePlane(scene_result.fused)
+    if turn:
+        for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            view.RotateToVolumePlane(scene_result.fused)
     slicer.util.setSliceViewerLayers(
         background=scene_result.fused,
         foreground=scene_result.overlay,
         label=None,
         foregroundOpacity=scene_result.opacity if scene_result.overlay else 0.0,
-        fit=manager is not None,
+        fit=turn and manager is not None,
     )
+
+
+def show_edges(edges, reference):
+    """Show edges (a `Volume` of 0 and 1) in colour over a volume node in all slice views; returns their node.
+
+    It is for looking: it is not saved with the scene.
+    """
+    with _all_or_nothing():
+        node = _new_node("vtkMRMLLabelMapVolumeNode", edges.name, None)
+        node.CreateDefaultDisplayNodes()
+        slicer.util.updateVolumeFromArray(node, edges.array)
+        node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(edges.affine))
+        colors = _edge_colors()
+        node.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
+    node.SaveWithSceneOff()
+    slicer.util.setSliceViewerLayers(background=reference, foreground=None, label=node, labelOpacity=1.0)
+    return node
+
+
+def show_alone(volume):
+    """Show a `Volume` by itself in all slice views; returns its node, which is not saved with the scene."""
+    with _all_or_nothing():
+        node = add_volume(volume)
+    node.SaveWithSceneOff()
+    slicer.util.setSliceViewerLayers(background=node, foreground=None, label=None)
+    return node
+
+
+def remove(node):
+    """Take a node, and what belongs to it, out of the scene, if it is still there."""
+    if node is not None and node.GetScene() is not None:
+        _remove(node)
+
+
+def _edge_colors():
+    name = "MedFusion edges"
+    for node in slicer.util.getNodesByClass("vtkMRMLColorTableNode"):
+        if node.GetName() == name:
+            return node
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLColorTableNode", name)
+    node.SetTypeToUser()
+    node.SetNumberOfColors(2)
+    node.SetColor(0, "none", 0.0, 0.0, 0.0, 0.0)
+    node.SetColor(1, "edge", *EDGE_COLOR, 1.0)
+    node.SetHideFromEditors(True)
+    node.SaveWithSceneOff()
+    return node
 
 
 def _add_overlay(volume, node, coloring, parent):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from .errors import FileError
@@ -77,6 +78,7 @@ def report(result, request):
                 "matrix": registration.matrix.tolist(),
                 "verdict": registration.quality.verdict if registration.quality else "",
                 "reason": registration.quality.reason if registration.quality else "",
+                "measured": _measured(registration.quality),
             }
             for name, registration in zip(labels, result.registrations, strict=True)
             if registration is not None
@@ -85,6 +87,16 @@ def report(result, request):
         "scores": {name: value if math.isfinite(value) else None for name, value in result.scores.items()},
         "seconds": {step: round(seconds, 3) for step, seconds in result.seconds.items()},
         "messages": [_anonymous(message, result.sources, labels) for message in result.messages],
+    }
+
+
+def _measured(quality):
+    """The figures of a `Quality`, {} for None; what could not be measured is None."""
+    figures = asdict(quality) if quality else {}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+        if name not in ("verdict", "reason")
     }
 
 

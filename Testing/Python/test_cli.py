@@ -206,6 +206,9 @@ def test_run_writes_everything(call, folder, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["fusion"]["MedFusion.Method"] == "average"
     assert report["registrations"]["MR"]["model"] == "rigid"
+    measured = report["registrations"]["MR"]["measured"]
+    assert measured["similarity_after"] > measured["similarity_before"] and measured["overlap"] > 0.5
+    assert measured["inverse_consistency"] >= 0 and measured["folded"] == 0 and len(measured["jacobian"]) == 2
     error = np.array(report["registrations"]["MR"]["matrix"]) - np.load(folder / "truth.npy")
     assert np.abs(error[:3, 3]).max() < 5
     # Nothing in it tells whose files they were.

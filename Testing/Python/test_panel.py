@@ -128,7 +128,7 @@ def test_a_result_is_leaned_towards_a_scan_without_the_network(panel, nodes):
     panel.ui.applyButton.click()
     wait(lambda: panel._run is None)
     assert panel.ui.leanSlider.visible and panel.ui.leanCombo.count == 3
-    run, outcome = panel._leanable
+    run, outcome = panel._last
     result, scene = run.job.result(), outcome.scene
     as_fused = slicer.util.arrayFromVolume(scene.fused).copy()
     colored = slicer.util.arrayFromVolume(scene.rgb).copy()
@@ -154,6 +154,63 @@ def test_a_result_is_leaned_towards_a_scan_without_the_network(panel, nodes):
     assert folder.exists()
     slicer.mrmlScene.Clear(0)
     assert not panel.ui.leanSlider.visible and not folder.exists()
+
+
+def test_how_well_scans_were_registered_is_said_and_shown(panel, nodes):
+    import slicer
+
+    def layers():
+        composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+        ids = composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID(), composite.GetLabelVolumeID()
+        return [slicer.mrmlScene.GetNodeByID(one) if one else None for one in ids]
+
+    assert not panel.ui.checkCombo.visible
+    choose(panel, nodes)
+    panel._parameterNode.method = "laplacian"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    run, outcome = panel._last
+    result = run.job.result()
+    for name, registration in zip(run.names[1:], result.registrations[1:], strict=True):
+        said = f"{name}: {'good' if registration.quality.verdict == 'good' else 'look'}"
+        assert said in panel.ui.summaryLabel.text
+        assert f"{registration.quality.similarity_after:.3f} after" in panel.ui.summaryLabel.text
+    combo, (ct, mr, pet) = panel.ui.checkCombo, run.names
+    assert combo.visible and not panel.ui.leanSlider.visible
+    assert [combo.itemText(n) for n in range(combo.count)] == [
+        "The fused volume",
+        f"Edges of {mr} on {ct}, registered",
+        f"Edges of {mr} on {ct}, as they lay",
+        f"{mr} and {ct} as a checkerboard",
+        f"Edges of {pet} on {ct}, registered",
+        f"Edges of {pet} on {ct}, as they lay",
+        f"{pet} and {ct} as a checkerboard",
+    ]
+    before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode")
+    combo.currentIndex = 1
+    background, foreground, label = layers()
+    assert background is nodes[0] and foreground is None
+    assert label.IsA("vtkMRMLLabelMapVolumeNode") and not label.GetSaveWithScene()
+    assert slicer.util.arrayFromVolume(label).shape == result.sources[0].array.shape
+    photograph(panel.parent, "panel-check")
+    combo.currentIndex = 2
+    assert slicer.util.arrayFromVolume(layers()[2]).shape == run.request.sources[1].array.shape
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode") == before + 1
+    combo.currentIndex = 6
+    board, foreground, label = layers()
+    assert board.GetName() == f"{pet} checkerboard" and foreground is None and label is None
+    combo.currentIndex = 0
+    assert layers() == [outcome.scene.fused, outcome.scene.overlay, None]
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode") == before
+
+    combo.currentIndex = 3
+    slicer.mrmlScene.RemoveNode(layers()[0])
+    combo.currentIndex = 1
+    slicer.mrmlScene.RemoveNode(nodes[0])
+    combo.currentIndex = 2
+    assert "reference is no longer in the scene" in panel.ui.messageLabel.text
+    slicer.mrmlScene.Clear(0)
+    assert not combo.visible
 
 
 def test_a_method_without_weight_maps_offers_no_leaning(panel, nodes):
