@@ -45,7 +45,8 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     report(0.4, "Registering")
     stages = [Stage(n, POINTS[min(n, 2)], TOLERANCES[min(n, 2)], 40) for n in range(len(levels) - 1, -1, -1)]
     last = _last(fixed_image, moving_image)
-    whole = stages + last if model == "rigid" else stages
+    # An affine map goes on from the level before the finest: finer a rigid one need not be.
+    whole = {"rigid": stages + last, "affine": stages[: max(1, len(stages) - 1)]}.get(model, stages)
     how = {"seed": seed, "check": report.check, "normalised": similarity != "mi"}
     matrix = _linear(fixed_image, moving_image, "rigid", start, whole, how)
     if model != "rigid":
