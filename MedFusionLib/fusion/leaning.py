@@ -41,6 +41,9 @@ def lean(fusion, sources, towards, amount):
             raise VolumeError(
                 f"{source.title} ({now}) is not source {n} of this fusion ({was}): give its own sources, in order."
             )
+    said = f"{amount:g} towards source {towards + 1}"
+    before = fusion.volume.attributes.get("MedFusion.Lean")
+    attributes = {**fusion.volume.attributes, "MedFusion.Lean": f"{before}, then {said}" if before else said}
     fused = np.zeros_like(fusion.volume.array)
     leaned = []
     for n, (share, source) in enumerate(zip(fusion.weights, sources, strict=True)):
@@ -48,7 +51,6 @@ def lean(fusion, sources, towards, amount):
         if n == towards:
             array += np.float32(amount)
         fused += array * scale(source.array, *ranges[n])
-        leaned.append(share.with_array(array))
-    attributes = {**fusion.volume.attributes, "MedFusion.Lean": f"{amount:g} towards source {towards + 1}"}
+        leaned.append(share.with_array(array, attributes=attributes))
     volume = fusion.volume.with_array(np.clip(fused, 0, 1, out=fused), attributes=attributes)
     return replace(fusion, volume=volume, weights=tuple(leaned))

@@ -162,7 +162,10 @@ def test_leaning(head, fused):
     half = lean(fusion, head, 1, 0.5)
     np.testing.assert_allclose(half.volume.array, (fusion.volume.array + to_unit(head[1])) / 2, atol=1e-5)
     np.testing.assert_allclose(sum(share.array for share in half.weights), 1, atol=1e-5)
-    assert "MedFusion.Lean" in half.volume.attributes
+    assert half.volume.attributes["MedFusion.Lean"] == "0.5 towards source 2"
+    twice = lean(half, head, 0, 0.25)
+    for told in (twice.volume, *twice.weights):
+        assert told.attributes["MedFusion.Lean"] == "0.5 towards source 2, then 0.25 towards source 1"
 
 
 def test_leaning_refuses_what_makes_no_sense(head, fused):
