@@ -46,7 +46,8 @@ def write_contact_sheet(path, result, points, title=""):
             if column == 0:
                 axes.text(0.02, 0.01, caption, color="#ffd060", fontsize=7, va="bottom", transform=axes.transAxes)
                 _letters(axes, PLANES[plane][2])
-    figure.suptitle(title, color="white", fontsize=11, y=1 - 0.08 / figure.get_figheight())
+    # Scans' names are no formulas, whatever dollar signs are in them.
+    figure.suptitle(title, color="white", fontsize=11, y=1 - 0.08 / figure.get_figheight(), parse_math=False)
     figure.subplots_adjust(0, 0, 1, 1 - 0.6 / figure.get_figheight(), 0.01, 0.01)
     with written_beside(path) as partial:
         figure.savefig(partial)

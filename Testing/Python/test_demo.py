@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from MedFusionLib import phantom, read_volume, write_volume
+from MedFusionLib import Request, Volume, phantom, read_volume, run, write_volume
 from MedFusionLib.cli import _bar, main
+from MedFusionLib.contact_sheet import interesting_points, write_contact_sheet
 from MedFusionLib.demo import run_demo
 from MedFusionLib.errors import MedFusionError
 
@@ -62,6 +63,15 @@ def test_the_contact_sheet_shows_bone_soft_tissue_and_colour(shown):
 
 
 @pytest.mark.scene
+def test_names_of_scans_are_no_formulas(tmp_path):
+    """A dollar sign begins one in matplotlib, which ended the demo after all of its work."""
+    random = np.random.default_rng(0)
+    scans = [Volume(random.random((6, 8, 9)), np.eye(4), modality) for modality in ("CT", "MR")]
+    result = run(Request(tuple(scans), registration="none", method="average", evaluate=False))
+    write_contact_sheet(tmp_path / "sheet.png", result, interesting_points(result), "price $x_{$ + T1")
+    assert Image.open(tmp_path / "sheet.png").size[0] > 100
+
+
 def test_the_scene_opens_in_slicer_s_mrml(shown):
     pytest.importorskip("slicer", reason="slicer-core is not installed")
     from scene import new_scene
