@@ -41,8 +41,8 @@ def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto"
     sources: scalar Volumes with the same grid (resample first). method: a name of `methods()`.
     mode: "volume" or "slice"; axis: "axial", "coronal" or "sagittal" (the nearest grid axis), for slices.
     A single slice is fused as it lies. One intensity mapping per volume, never per slice. How the arrays lie in memory
-    does not matter; a mirrored grid gives exactly the mirrored result only by methods whose filters are symmetric
-    (those without training, and where no odd size has to be padded `medfusion`).
+    does not matter; a mirrored grid gives the mirrored result, but for rounding, only by methods whose filters are
+    symmetric (those without training, save `laplacian`, and `medfusion` where all sizes are multiples of 16).
     progress(fraction, message); cancelled() -> bool, asked before every batch.
 
     Raises VolumeError, GeometryError, MethodError, WeightsError, DeviceError, Cancelled.
