@@ -222,9 +222,10 @@ class Laplacian:
 
 
 class Wavelet(_Slabs):
-    """A trous wavelet: the strongest source in each detail plane, the mean of the remainder (Nunez et al. 1999).
+    """A trous wavelet: the strongest source in each detail plane, the mean of the remainder.
 
-    Undecimated, so it commutes with shifts: three planes with the cubic B-spline.
+    The transform is that of Nunez et al. 1999, who give the planes of the one source to the other: departed from, as
+    neither source comes first here. Undecimated, so it commutes with shifts: three planes with the cubic B-spline.
     """
 
     planes = 3

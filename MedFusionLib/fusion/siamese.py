@@ -1,14 +1,16 @@
 """Siamese CNN: Liu, Chen, Cheng, Peng, "A medical image fusion method based on convolutional neural networks",
 Information Fusion 2017 (doi:10.23919/ICIF.2017.8009769).
 
-1. The network judges 16x16 patches of the sources, every fourth pixel; each patch's weight is averaged over
+1. The network judges 16x16 patches of the sources; each patch's weight is averaged over
    its pixels into a weight map W (section III.B).
 2. Sources go into Laplacian pyramids L, W into a Gaussian pyramid G (III.C).
 3. Per level, local energies E_s = sum of L_s^2 over 3x3 and the match M = 2 sum(L_1 L_2) / (E_1 + E_2) choose:
    M >= 0.6: the mean of L_s weighted by G_s; else the L_s of greatest energy (equations 2-7).
 4. The pyramid is collapsed.
 
-Departures. The order of the sources does not matter: the network's answers for both orders are averaged, which
+Departures. The network's widths and its fully connected layer (`networks.siamese_net`), patches every fourth pixel
+instead of every second, and most training patches dimmed instead of blurred (`training.recipes`). The order of the
+sources does not matter: the network's answers for both orders are averaged, which
 also extends it to three sources (a softmax of sums over pairs; M is the least match of all pairs). A bilateral
 filter smooths W along its own steps. Pyramids stop at `LEVELS`, not at one pixel: deeper ones trade the brightness
 of whole regions. The result is clipped to the range of the sources at each voxel, which removes the halo that chosen

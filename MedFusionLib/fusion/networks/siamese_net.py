@@ -16,9 +16,10 @@ STEP = 4
 class SiameseNet(nn.Module):
     """Two branches with shared weights, a 256-d fully connected layer over both, and two outputs.
 
-    A branch is conv 3x3 32, conv 3x3 64, max-pooling, conv 3x3 32: an (8, 8) map of 32 features a patch, half
-    the width of the paper's so that the weights stay under 5 MB. The fully connected layer is kept as one 8x8
-    filter bank per branch, whose answers add up, and so runs over images of any size.
+    A branch is conv 3x3 32, conv 3x3 64, max-pooling, conv 3x3 32: an (8, 8) map of 32 features a patch. The paper's
+    branches have 64, 128 and 256 features, which go straight to the two outputs; here they are narrower, and the
+    256-d layer of the authors' earlier network for photographs comes between. It is kept as one 8x8 filter bank per
+    branch, whose answers add up, and so runs over images of any size.
     """
 
     def __init__(self):
