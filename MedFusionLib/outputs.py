@@ -27,20 +27,25 @@ def write_result(result, request, folder, more=None):
     as the colour volume of another pair, goes.
 
     fused.nrrd, color.nrrd (with PET or SPECT), MR-to-CT.h5 and the like (ITK transforms: load them in Slicer and put
-    them on the moving volume), scores.csv, report.json (what was done, with what, how long it took, what to know).
+    them on the moving volume), MR-to-CT.png and the like (to judge the registration by, see
+    `registration.contact_sheet`), scores.csv, report.json (what was done, with what, how long it took, what to know).
     more(folder): writes further files there.
 
     Returns the names of the files. Raises FileError where they cannot be written.
     """
+    from .registration import contact_sheet
+
     labels = label(result.sources)
     earlier = _earlier(Path(folder))
     with folder_beside(folder) as place:
         write_volume(result.fusion.volume, place / "fused.nrrd")
         if result.rgb is not None:
             write_volume(result.rgb, place / "color.nrrd")
-        for name, registration in zip(labels, result.registrations, strict=True):
+        for name, moving, registration in zip(labels, request.sources, result.registrations, strict=True):
             if registration is not None and registration.model != "none":
-                registration.write(place / f"{name}-to-{labels[request.reference]}.h5")
+                both = f"{name}-to-{labels[request.reference]}"
+                registration.write(place / f"{both}.h5")
+                contact_sheet(result.sources[request.reference], moving, registration, place / f"{both}.png")
         if result.scores:
             write_table(place / "scores.csv", [{"metric": k, "value": v} for k, v in result.scores.items()])
         if more:

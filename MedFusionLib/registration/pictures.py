@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import FileError, GeometryError
-from ..normalize import to_unit
-from .result import Registration
+from ..normalize import display_range, scale
+from .result import Grid, Registration
 
 PANEL = 220
 """Pixels of a panel's longer side."""
+
+ANATOMY = 0.15
+"""Of the display range: what is darker is air."""
 
 EDGE_COLOR = np.array([255, 190, 0], np.uint8)
 GAP = 6
@@ -45,17 +49,16 @@ def contact_sheet(fixed, moving, registration, path=None):
     Columns: fixed; moving, as it lay before; its edges over fixed, before; the same after; checkerboard after.
     fixed, moving: Volumes. path: a PNG is written there too, whole or not at all (FileError).
     """
-    before = Registration("none", np.eye(4), None, registration.fixed).resample(moving)
-    after = registration.resample(moving)
-    volumes = [to_unit(fixed), _unit_like(before, moving), _unit_like(after, moving)]
-    anatomy = volumes[0] > 0.15
+    before = Registration("none", np.eye(4), None, registration.fixed)
+    ends, ends_moving = display_range(fixed), display_range(moving)
+    middles = _middles(fixed, *ends)
     rows = []
     for name in ("axial", "coronal", "sagittal"):
         axis = fixed.anatomical_axis(name)
-        share = anatomy.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
-        middle = round(float((share * np.arange(len(share))).sum() / share.sum())) if share.sum() else len(share) // 2
-        one, old, new = (_upright(v, fixed.affine, axis, middle) for v in volumes)
-        one, old, new = (_square(p, fixed, axis) for p in (one, old, new))
+        one = scale(np.take(fixed.array, middles[axis], axis), *ends)
+        # By the whole moving volume's range: what is outside the slice must not change the contrast.
+        old, new = (scale(_slice(moving, way, axis, middles[axis]), *ends_moving) for way in (before, registration))
+        one, old, new = (_square(_upright(p, fixed.affine, axis), fixed, axis) for p in (one, old, new))
         panels = [_gray(one), _gray(old), edges_over(one, old), edges_over(one, new), _gray(checkerboard(one, new))]
         rows.append(_joined([_framed(p) for p in panels], 1))
     sheet = _joined(rows, 0)
@@ -64,16 +67,31 @@ def contact_sheet(fixed, moving, registration, path=None):
     return sheet
 
 
-def _unit_like(resampled, original):
-    """0..1 by the whole original volume's range: what is outside it must not change the contrast."""
-    from ..normalize import display_range
+def _middles(volume, black, white):
+    """The index along each array axis of the middle of what is not dark."""
+    counts = [np.zeros(n) for n in volume.array.shape]
+    for k, plane in enumerate(volume.array):
+        there = scale(plane, black, white) > ANATOMY
+        counts[0][k] = there.sum()
+        counts[1] += there.sum(1)
+        counts[2] += there.sum(0)
+    return [round(np.average(np.arange(len(n)), weights=n)) if n.any() else len(n) // 2 for n in counts]
 
-    return to_unit(resampled.with_array(resampled.array, display_range=display_range(original)))
+
+def _slice(moving, registration, axis, index):
+    """One slice across an array axis of the moving volume on the fixed grid, without resampling the others."""
+    grid, field = registration.fixed, registration.displacement
+    start, size = np.eye(4), list(grid.size)
+    start[2 - axis, 3], size[2 - axis] = index, 1
+    affine = grid.affine @ start
+    if field is not None:
+        field = field.with_array(np.take(field.array, [index], axis), affine=affine)
+    one = replace(registration, fixed=Grid(tuple(size), affine), displacement=field)
+    return np.take(one.resample(moving).array, 0, axis)
 
 
-def _upright(unit, affine, axis, index):
-    """One slice as a radiologist hangs it: the patient's right on the left, front or top upwards."""
-    picture = np.take(unit, index, axis=axis)
+def _upright(picture, affine, axis):
+    """A slice across an array axis as a radiologist hangs it: the patient's right on the left, front or top upwards."""
     rows, columns = (a for a in range(3) if a != axis)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     across, down = directions[:, 2 - columns], directions[:, 2 - rows]

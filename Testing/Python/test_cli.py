@@ -199,7 +199,8 @@ def test_run_writes_everything(call, folder, tmp_path):
     sources = [folder / name for name in ("ct.nii.gz", "t1.nii.gz", "pet.nrrd")]
     code, out, err = call("run", *sources, "--method", "average", "--threshold", "3", "-o", tmp_path / "out")
     assert code == 0, out + err
-    names = ["MR-to-CT.h5", "PT-to-CT.h5", "color.nrrd", "fused.nrrd", "report.json", "scores.csv"]
+    names = ["MR-to-CT.h5", "MR-to-CT.png", "PT-to-CT.h5", "PT-to-CT.png", "color.nrrd", "fused.nrrd"]
+    names += ["report.json", "scores.csv"]
     assert files(tmp_path / "out") == names
     assert files(tmp_path) == ["out", *(f"out/{name}" for name in names)]
     assert read_volume(tmp_path / "out" / "color.nrrd").is_vector
