@@ -53,7 +53,8 @@ slices: subjects differ more than methods do. PET and SPECT are measured as luma
 
 Where figures pull apart, the training favours what a reader needs: bone as bright as in CT, soft tissue that
 follows the MRI, black that stays black. SCD rewards sums brighter than either source, and Q^AB/F edges of both at
-one place; a convex combination can give neither in full.
+one place; a convex combination can give neither in full. How far one can come to all the aims at once, when its pixels
+know the measures: `Testing/Benchmarks/fusion_ceiling.py`, in the README.
 """
 
 
