@@ -283,7 +283,7 @@ def show_edges(edges, reference):
         node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(edges.affine))
         colors = _edge_colors()
         node.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
-    node.SaveWithSceneOff()
+    _leave_unsaved(node)
     slicer.util.setSliceViewerLayers(background=reference, foreground=None, label=node, labelOpacity=1.0)
     return node
 
@@ -292,9 +292,14 @@ def show_alone(volume):
     """Show a `Volume` by itself in all slice views; returns its node, which is not saved with the scene."""
     with _all_or_nothing():
         node = add_volume(volume)
-    node.SaveWithSceneOff()
+    _leave_unsaved(node)
     slicer.util.setSliceViewerLayers(background=node, foreground=None, label=None)
     return node
+
+
+def _leave_unsaved(node):
+    for one in (node, node.GetDisplayNode()):
+        one.SaveWithSceneOff()
 
 
 def remove(node):

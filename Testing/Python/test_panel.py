@@ -190,7 +190,8 @@ def test_how_well_scans_were_registered_is_said_and_shown(panel, nodes):
     combo.currentIndex = 1
     background, foreground, label = layers()
     assert background is nodes[0] and foreground is None
-    assert label.IsA("vtkMRMLLabelMapVolumeNode") and not label.GetSaveWithScene()
+    assert label.IsA("vtkMRMLLabelMapVolumeNode")
+    assert not label.GetSaveWithScene() and not label.GetDisplayNode().GetSaveWithScene()
     assert slicer.util.arrayFromVolume(label).shape == result.sources[0].array.shape
     photograph(panel.parent, "panel-check")
     combo.currentIndex = 2
