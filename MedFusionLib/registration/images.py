@@ -246,7 +246,8 @@ def _pooled(array, affine, spacing, device):
     slices = max(1, SLAB // (array.shape[1] * array.shape[2] * fk))
     for start in range(0, len(values), slices):
         part = values[start : start + slices]
-        slab = np.ascontiguousarray(array[start * fk : (start + len(part)) * fk], dtype=np.float32)
+        # A copy also where none were needed: torch warns of arrays that cannot be written, as those of a scene are.
+        slab = np.array(array[start * fk : (start + len(part)) * fk], dtype=np.float32, order="C")
         part.copy_(_average(torch.from_numpy(slab).to(device), (fk, fj, fi)))
     return values, _coarser(affine, (fi, fj, fk))
 

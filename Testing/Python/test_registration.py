@@ -225,6 +225,23 @@ def test_same_seed_same_matrix(head):
     assert np.array_equal(first, second)
 
 
+def test_arrays_that_cannot_be_written_are_taken_without_a_warning():
+    """As the voxels of a scene are. torch gives the warning once only, so that it needs a process of its own."""
+    code = """
+import warnings
+warnings.simplefilter("error")
+import numpy as np
+from MedFusionLib.registration import register
+from MedFusionLib.volume import Volume
+values = np.zeros((24, 24, 24), np.float32)
+values[6:18, 5:16, 7:20] = np.random.default_rng(0).random((12, 11, 13))
+values.flags.writeable = False
+print(register(Volume(values, np.eye(4), "MR"), Volume(values, np.eye(4), "CT")).model)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "rigid\n", done.stderr
+
+
 def test_none_leaves_it_in_place(head):
     registration = register(head.ct, head.pet, model="none")
     assert np.array_equal(registration.matrix, np.eye(4))
