@@ -130,6 +130,16 @@ def test_data_that_cannot_be_split_is_refused_before_the_training(data, tmp_path
         trainer.train("sesf", data, tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize("method", ["sesf", "rbm", "wavelet_cnn"])
+@pytest.mark.parametrize(("image", "said"), [((20, 20), "too small"), ((128, 128), "next to nothing")])
+def test_slices_that_nothing_can_be_learnt_of_are_told(method, image, said, data, tmp_path):
+    """Black ones were drawn from for ever; of small ones the crops had no place."""
+    for file in data.rglob("*.png"):
+        Image.fromarray(np.zeros(image, np.uint8)).save(file)
+    with pytest.raises(FileError, match=said):
+        trainer.train(method, data, tmp_path, epochs=1, device="cpu")
+
+
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(data, tmp_path, caplog):
     trainer.train("sesf", data, tmp_path, epochs=1, device="cpu")
     for kind in ("CT", "MRI"):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ..multiscale import smooth
 from ..networks.block_net import BLOCK, visible
+from .pairs import require_size, several
 
 MARGIN = 8
 """Pixels around a block that its blurred version needs."""
@@ -19,16 +20,18 @@ DARK = 0.04
 def _crops(pairs, generator, count):
     """(count, 1, w, w), w = BLOCK + 2 MARGIN: blocks that are not air, of single sources, with their surroundings."""
     wide = BLOCK + 2 * MARGIN
-    found = []
-    while len(found) < count:
+
+    def draw():
         drawn = torch.rand(4, generator=generator).tolist()
         images = pairs[int(drawn[0] * len(pairs))].images
         image = images[int(drawn[1] * len(images))]
         top, left = (int(share * (n - wide + 1)) for share, n in zip(drawn[2:], image.shape, strict=True))
         crop = image[top : top + wide, left : left + wide]
-        if crop[MARGIN:-MARGIN, MARGIN:-MARGIN].mean() > DARK:
-            found.append(crop)
-    return torch.from_numpy(np.stack(found))[:, None]
+        return crop if crop[MARGIN:-MARGIN, MARGIN:-MARGIN].mean() > DARK else None
+
+    smallest = min((pair.images.shape[1:] for pair in pairs), key=min)
+    require_size(smallest, wide)
+    return torch.from_numpy(np.stack(several(count, draw)))[:, None]
 
 
 def _core(crops):

@@ -19,6 +19,9 @@ BONE, HOT = 0.9, 0.75
 SOFT, SOFT_EDGES = 0.85, 0.8
 """Correlation with the MRI, and its edges kept, that are enough in soft tissue: more hides the CT's own detail."""
 
+FRUITLESS = 10_000
+"""Crops in a row that show nothing, after which no others are drawn."""
+
 DEPTH = 8
 """Slices of a stack: SSIM's window wants more than 5."""
 
@@ -29,6 +32,34 @@ COMPLEMENT = 2.0
 def integer(generator, end):
     """A whole number from 0 up to, and without, `end`."""
     return int(torch.randint(end, (), generator=generator))
+
+
+def require_size(shape, width):
+    """Raise FileError for images (H, W) smaller than square crops of a width."""
+    if min(shape) < width:
+        raise FileError(f"slices of {shape[0]} x {shape[1]} are too small: give some of {width} x {width} or more.")
+
+
+def corner(generator, shape, width):
+    """(top, left) of a square crop of images (H, W), drawn at random. Raises FileError for images smaller than it."""
+    require_size(shape, width)
+    return tuple(integer(generator, n - width + 1) for n in shape)
+
+
+def several(count, draw):
+    """`count` times what draw() answers, where that is not None.
+
+    Raises FileError where it is so again and again: black slices would be drawn for ever.
+    """
+    found, fruitless = [], 0
+    while len(found) < count:
+        one = draw()
+        fruitless = fruitless + 1 if one is None else 0
+        if one is not None:
+            found.append(one)
+        elif fruitless == FRUITLESS:
+            raise FileError("the slices to learn from show next to nothing: give others.")
+    return found
 
 
 def pair_batch(pairs, generator, size):
@@ -73,17 +104,21 @@ def stack_batch(pairs, generator, size):
     if not stacks:
         raise FileError(f"no subject has {size} slices: volumes cannot be learnt from single ones. Add some.")
     groups = _with_bone_and_without(stacks, lambda stack: stack[0].modalities)
-    while True:
+
+    def draw():
         group = groups[integer(generator, len(groups))]
         stack = group[integer(generator, len(group))]
         first = integer(generator, len(stack) - size + 1)
         images = torch.from_numpy(np.stack([_images(pair) for pair in stack[first : first + size]]))
-        top, left = (integer(generator, n - WIDTH + 1) for n in images.shape[2:])
+        top, left = corner(generator, images.shape[2:], WIDTH)
         crop = images[..., top : top + WIDTH, left : left + WIDTH]
-        if crop[size // 2, :2].std((1, 2)).min() > 0.02:
-            kinds = torch.tensor([kinds_of(stack[0].modalities)]).expand(size, -1)
-            crop = torch.rot90(crop, integer(generator, 4), (2, 3)).contiguous()
-            return crop[:, :2], kinds, *_targets(crop)
+        if crop[size // 2, :2].std((1, 2)).min() <= 0.02:
+            return None
+        kinds = torch.tensor([kinds_of(stack[0].modalities)]).expand(size, -1)
+        crop = torch.rot90(crop, integer(generator, 4), (2, 3)).contiguous()
+        return crop[:, :2], kinds, *_targets(crop)
+
+    return several(1, draw)[0]
 
 
 def _with_bone_and_without(items, modalities):
@@ -95,15 +130,15 @@ def _with_bone_and_without(items, modalities):
 def _crops(pairs, generator, count):
     """[(crop (2, 96, 96), or (3, 96, 96) with the target, its pair)] where both sources show something."""
 
-    found = []
-    while len(found) < count:
+    def draw():
         pair = pairs[integer(generator, len(pairs))]
         images = torch.from_numpy(_images(pair))
-        top, left = (integer(generator, n - WIDTH + 1) for n in images.shape[1:])
+        top, left = corner(generator, images.shape[1:], WIDTH)
         crop = images[:, top : top + WIDTH, left : left + WIDTH]
-        if crop[:2].std((1, 2)).min() > 0.02:
-            found.append((torch.rot90(crop, integer(generator, 4), (1, 2)), pair))
-    return found
+        shows = crop[:2].std((1, 2)).min() > 0.02
+        return (torch.rot90(crop, integer(generator, 4), (1, 2)), pair) if shows else None
+
+    return several(count, draw)
 
 
 def _images(pair):

@@ -23,7 +23,7 @@ from .boltzmann import pretrain_deep, pretrain_restricted
 from .feature_extraction import feature_loss
 from .fwnet import fwnet_loss
 from .medfusion_losses import structure
-from .pairs import DEPTH, integer, kind_batch, pair_batch, stack_batch, stack_loss
+from .pairs import DEPTH, corner, integer, kind_batch, pair_batch, several, stack_batch, stack_loss
 from .wavelet_cnn import blend_loss
 
 
@@ -64,16 +64,18 @@ class Recipe(Stage):
 
 def _crops(pairs, generator, count, width, busy):
     """(count, 1, width, width) crops of single source images whose standard deviation is over `busy`."""
-    found = []
-    while len(found) < count:
+
+    def draw():
         pair = pairs[integer(generator, len(pairs))]
         image = pair.images[integer(generator, len(pair.images))]
-        top, left = (integer(generator, n - width + 1) for n in image.shape)
+        top, left = corner(generator, image.shape, width)
         crop = torch.from_numpy(image[top : top + width, left : left + width])
-        if crop.std() > busy:
-            turned = torch.rot90(crop, integer(generator, 4))
-            found.append(turned.flip(1) if integer(generator, 2) else turned)
-    return torch.stack(found)[:, None]
+        if crop.std() <= busy:
+            return None
+        turned = torch.rot90(crop, integer(generator, 4))
+        return turned.flip(1) if integer(generator, 2) else turned
+
+    return torch.stack(several(count, draw))[:, None]
 
 
 def _blurred(images, deviation):
