@@ -335,7 +335,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.leanCombo.addItem(name)
         self.ui.leanSlider.value = 0
         self.ui.checkCombo.clear()
-        for _check, text in [(None, _("The fused volume")), *checks] if checks else ():
+        for _check, text in checks:
             self.ui.checkCombo.addItem(text)
         for widget in (self.ui.leanCombo, self.ui.leanSlider, self.ui.checkCombo):
             widget.blockSignals(False)
@@ -343,10 +343,10 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _onCheck(self, index):
         if self._last is None or index < 0:
             return
-        checks = [None, *(check for check, _text in self.logic.checks(self._last[0]))]
+        check, _text = self.logic.checks(self._last[0])[index]
         slicer.app.setOverrideCursor(qt.Qt.WaitCursor)
         try:
-            self._shownCheck = self.logic.showCheck(*self._last, checks[index], self._shownCheck)
+            self._shownCheck = self.logic.showCheck(*self._last, check, self._shownCheck)
         except MedFusionError as error:
             self._complain(error)
         finally:
@@ -766,7 +766,10 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         return FusionOutcome(scene, dict(result.scores), dict(result.seconds), messages, summary)
 
     def checks(self, run):
-        """[(check, what it shows)] of a run that has ended, as `showCheck` takes them; empty without registration."""
+        """[(check, what it shows)] of a run that has ended, as `showCheck` takes them, the fused volume (None) first.
+
+        Empty where nothing was registered.
+        """
         names, reference = run.names, run.names[run.request.reference]
         found = []
         for n, registration in enumerate(run.job.result().registrations):
@@ -777,7 +780,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
                     "checkerboard": _("{name} and {reference} as a checkerboard"),
                 }
                 found += [((n, kind), text.format(name=names[n], reference=reference)) for kind, text in texts.items()]
-        return found
+        return [(None, _("The fused volume")), *found] if found else []
 
     def showCheck(self, run, outcome, check=None, instead=None):
         """Show in the slice views how well a scan was registered, or the fused volume again; returns the node for that.

@@ -310,9 +310,9 @@ def remove(node):
 
 def _edge_colors():
     name = "MedFusion edges"
-    for node in slicer.util.getNodesByClass("vtkMRMLColorTableNode"):
-        if node.GetName() == name:
-            return node
+    node = slicer.util.getFirstNodeByClassByName("vtkMRMLColorTableNode", name)
+    if node is not None:
+        return node
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLColorTableNode", name)
     node.SetTypeToUser()
     node.SetNumberOfColors(2)

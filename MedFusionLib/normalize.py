@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .volume import require_usable, sample
+from .volume import FUNCTIONAL, require_usable, sample
 
 CT_WINDOW = (-100.0, 900.0)
 """HU. Wide enough that cortical bone keeps its inner structure, narrow enough that brain is not black."""
@@ -37,7 +37,7 @@ def display_range(volume):
         return CT_WINDOW
     values = sample(volume.array, MAX_SAMPLES).astype(np.float64)
     low, high = float(volume.array.min()), float(volume.array.max())
-    functional = volume.modality in ("PT", "NM")
+    functional = volume.modality in FUNCTIONAL
     black = 0.0 if low >= 0 or functional else float(np.percentile(values, 0.5))
     most = float(np.percentile(values, 99.9))
     if not functional and most > black and high - black > FAR * (most - black):

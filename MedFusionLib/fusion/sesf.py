@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from ..volume import FUNCTIONAL
 from . import weights
 from .multiscale import box, box_
 from .networks.sesf_net import SESFNet
@@ -118,7 +119,7 @@ class SESF:
         box_(activity, RADIUS).clamp_min_(0).sqrt_()
         if not self.plateaus:
             return activity[0, 0]
-        knee, weight = UPTAKE if modality in ("PT", "NM") else PLATEAU
+        knee, weight = UPTAKE if modality in FUNCTIONAL else PLATEAU
         for start, stop in slabs(shape[0], ROWS):
             first = max(0, start - 1)
             image = torch.from_numpy(read(rows(first, min(shape[0], stop + 1)))[n]).to(device)

@@ -15,6 +15,7 @@ import torch
 from ..metrics import slice_scores
 from ..metrics.failures import uptake_failures
 from ..metrics.scores import roles_of
+from ..volume import FUNCTIONAL
 from .networks.selector_net import MEASURES, OPTIONS
 
 SEEN = 0.1
@@ -109,7 +110,7 @@ def alike(sources, fused, modalities):
 
 def hot(sources, fused, modalities):
     """The last of the `scores`: of the first PET or SPECT among the sources."""
-    uptake = next((n for n, modality in enumerate(modalities) if modality in ("PT", "NM")), None)
+    uptake = next((n for n, modality in enumerate(modalities) if modality in FUNCTIONAL), None)
     if uptake is None:
         return np.nan
     others = np.delete(sources, uptake, 0).max(0)

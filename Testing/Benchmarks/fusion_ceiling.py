@@ -23,12 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from MedFusionLib.errors import MedFusionError  # noqa: E402
 from MedFusionLib.fusion import registry, weights  # noqa: E402
-from MedFusionLib.fusion.networks.medfusion_net import MedFusionNet, fuse  # noqa: E402
+from MedFusionLib.fusion.networks.medfusion_net import MedFusionNet  # noqa: E402
 from MedFusionLib.fusion.training import atlas, medfusion_losses  # noqa: E402
-from MedFusionLib.fusion.training.medfusion_card import TARGETS  # noqa: E402
+from MedFusionLib.fusion.training.medfusion_card import TARGETS, fused  # noqa: E402
 from MedFusionLib.fusion.training.medfusion_data import examples  # noqa: E402
 from MedFusionLib.metrics import markdown, pair_scores  # noqa: E402
-from MedFusionLib.volume import MODALITIES  # noqa: E402
 
 ASK_EVERY = 15
 """Steps between two measurements, which set the weights of the aims anew."""
@@ -53,7 +52,7 @@ def main():
     for group in options.groups:
         slices = examples(atlas.pairs(options.data, (group,), held_back=True))[options.every // 2 :: options.every]
         aims = TARGETS[group]
-        begun = [fused(network, one) for one in slices]
+        begun = [torch.from_numpy(fused(network, one)) for one in slices]
         table = {
             "medfusion": means(slices, begun, aims),
             "pixels that climb": means(slices, climbed(slices, begun, aims, options.steps), aims),
@@ -66,14 +65,6 @@ def main():
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text("\n".join(tables), encoding="utf-8")
     return 0
-
-
-def fused(network, one):
-    """(H, W): an example as `medfusion` fuses it."""
-    sources = torch.from_numpy(one.images)[None]
-    index = torch.tensor([MODALITIES.index(name) for name in one.modalities])
-    with torch.no_grad():
-        return (fuse(network, sources, index) * sources).sum(1)[0]
 
 
 def means(slices, images, aims):

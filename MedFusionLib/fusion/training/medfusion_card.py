@@ -69,17 +69,21 @@ OWN = """\
 - Held back from training: every fifth subject by name."""
 
 
+def fused(network, one):
+    """float32 (H, W): an `Example` as the network fuses it."""
+    index = torch.tensor([MODALITIES.index(name) for name in one.modalities])
+    sources = torch.from_numpy(one.images)[None]
+    with torch.inference_mode():
+        return (fuse(network, sources, index) * sources).sum(1)[0].numpy()
+
+
 def measure(network, examples):
     """One dict per example: group, subject, and (method, measure) -> value of the network and of the maximum."""
     rows = []
     for one in examples:
-        index = torch.tensor([MODALITIES.index(name) for name in one.modalities])
-        sources = torch.from_numpy(one.images)[None]
-        with torch.inference_mode():
-            fused = (fuse(network, sources, index) * sources).sum(1)[0].numpy()
         names = MEASURES + (TASK if one.group == "CT-MRI" else ())
         row = {"group": one.group, "subject": one.subject}
-        for method, image in (("medfusion", fused), ("maximum", one.images.max(0))):
+        for method, image in (("medfusion", fused(network, one)), ("maximum", one.images.max(0))):
             found = pair_scores(*one.images, image, data_range=1, names=names)
             row |= {(method, name): value for name, value in found.items()}
         rows.append(row)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from ...volume import FUNCTIONAL
+
 SIZE = 256
 """Width and height of training images: those of the atlas."""
 
@@ -60,7 +62,7 @@ def example(images, modalities, group, subject, name, bone_level=230 / 255, **mo
     if "CT" in modalities:
         bone = (images[modalities.index("CT")] >= bone_level) & head
     soft = ndimage.binary_erosion(head, iterations=4) & ~ndimage.binary_dilation(bone, iterations=3)
-    uptake = [image for image, modality in zip(images, modalities, strict=True) if modality in ("PT", "NM")]
+    uptake = [image for image, modality in zip(images, modalities, strict=True) if modality in FUNCTIONAL]
     hot = np.zeros_like(head)
     if uptake:
         hot = head & (uptake[0] >= max(WARM, np.quantile(uptake[0][head], 1 - HOTTEST)))

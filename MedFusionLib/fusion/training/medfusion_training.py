@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import Cancelled, FileError, MethodError
-from ...volume import MODALITIES
+from ...volume import FUNCTIONAL, MODALITIES
 from .. import weights
 from ..networks.medfusion_net import MedFusionNet
 from . import atlas, dataset, medfusion_card
@@ -96,7 +96,7 @@ def loss(network, one, rng, settings):
     if "CT" in one.modalities:
         total = total + _reading(one.modalities, sources, fused, bone, soft, settings)
     for source, modality in zip(sources, one.modalities, strict=True):
-        if modality in ("PT", "NM"):
+        if modality in FUNCTIONAL:
             total = total + settings.hot * _dimmed(source, fused, hot, HOT)
     return total
 
