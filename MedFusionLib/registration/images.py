@@ -121,9 +121,14 @@ class Image:
         points = np.empty((0, 3))
         asked, start = count, 1
         for _ in range(6):
-            unit = (np.random.default_rng(seed).random(3) + np.arange(start, start + asked)[:, None] * _GOLDEN) % 1
+            found = np.arange(start, start + asked)[:, None] * _GOLDEN
+            found += np.random.default_rng(seed).random(3)
+            found %= 1
+            found *= high - low
+            found += low
+            found = found @ affine[:3, :3].T
+            found += affine[:3, 3]
             start += asked
-            found = (low + unit * (high - low)) @ affine[:3, :3].T + affine[:3, 3]
             if self.mask is None:
                 return found
             points = np.concatenate([points, found[self.mask.holds(found)]])
@@ -158,10 +163,16 @@ class _Mask:
 def sorted_by_block(points, affine, block=12.0):
     """Points (N, 3) reordered so that neighbours in memory lie near each other in space: sampling is far faster."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    cells = np.floor(points @ axes / block).astype(np.int64)
+    cells = points @ (axes / block)
+    cells = np.floor(cells, out=cells).astype(np.int32)
     cells -= cells.min(axis=0)
     n = cells.max(axis=0) + 1
-    return points[np.argsort((cells[:, 2] * n[1] + cells[:, 1]) * n[0] + cells[:, 0], kind="stable")]
+    # Of 16 bits where they suffice: numpy sorts those several times faster.
+    number = np.zeros(len(cells), np.uint16 if n.prod(dtype=np.float64) <= 2**16 else np.int64)
+    for axis in (2, 1, 0):
+        number *= number.dtype.type(n[axis])
+        number += cells[:, axis].astype(number.dtype)
+    return points[np.argsort(number, kind="stable")]
 
 
 def sample(level, matrix, points, gradient=False):

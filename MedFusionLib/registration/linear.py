@@ -13,6 +13,9 @@ from .information import fixed_bins, similarity
 RADIUS = 70.0
 """mm: a parameter of rotation, scale or shear is how far it moves a point at this distance from the centre."""
 
+EDGE = 2.0
+"""mm: the last steps are shorter."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -28,10 +31,12 @@ class Stage:
 class Target:
     """The similarity of two scans as a function of the fixed -> moving matrix, on one level.
 
-    center: RAS mm in the fixed volume that motions turn about. normalised: see `information.similarity`.
+    center: RAS mm in the fixed volume that motions turn about. normalised: see `information.similarity`. near: a matrix
+    that the answer is close to: points that it takes to within `EDGE` of the edge of the moving field of view are left
+    out, so that no step changes which points are compared. The similarity would rise or fall with those alone.
     """
 
-    def __init__(self, fixed, moving, level, count, center, seed, normalised=True):
+    def __init__(self, fixed, moving, level, count, center, seed, normalised=True, near=None):
         self.center = np.asarray(center)
         self.normalised = normalised
         grid = fixed.levels[level]
@@ -44,6 +49,20 @@ class Target:
         self.inside = inside
         self.moving = moving.levels[level]
         self.mask = moving.mask
+        if near is not None:
+            self.inside &= self._deep_inside(near)
+
+    def _deep_inside(self, matrix):
+        """bool (N,): points `EDGE` mm or more from the edge of the moving field of view (or an eighth of it)."""
+        to_index = (self.moving.to_index @ matrix @ _shift(self.center))[:3]
+        index = torch.tensor(to_index, dtype=torch.float32, device=self.points.device) @ self.homogeneous
+        steps, size = np.linalg.norm(self.moving.affine[:3, :3], axis=0), self.moving.size
+        margin = np.minimum(EDGE / steps, size / 8)
+        low, high = (
+            torch.tensor(bound[:, None], dtype=torch.float32, device=index.device)
+            for bound in (margin - 0.5, size - 0.5 - margin)
+        )
+        return ((index > low) & (index < high)).all(dim=0)
 
     def _sampled(self, matrix, gradient):
         to_index = (self.moving.to_index @ matrix @ _shift(self.center))[:3]
@@ -177,13 +196,14 @@ def climb(target, model, matrix, first_step, tolerance, most, hessian=None, chec
 
 
 def refine(fixed, moving, model, matrix, center, stages, seed, check=None, normalised=True):
-    """Coarse to fine from `matrix`; (matrix, the last stage's Target)."""
-    hessian = target = None
+    """`matrix` improved, coarse to fine."""
+    hessian = None
     for n, stage in enumerate(stages):
-        target = Target(fixed, moving, stage.level, stage.points, center, seed + n, normalised)
+        near = matrix if stage.level == 0 else None
+        target = Target(fixed, moving, stage.level, stage.points, center, seed + n, normalised, near)
         step = float(np.linalg.norm(target.moving.affine[:3, :3], axis=0).mean())
         matrix, _, hessian = climb(target, model, matrix, step / 2, stage.tolerance, stage.most, hessian, check)
-    return matrix, target
+    return matrix
 
 
 def rotation(vector):

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import expm, logm
 
 from .. import device as devices
-from .images import Image
+from .images import Image, mapped
 from .linear import RADIUS, Stage, refine
 from .quality import judge
 from .result import Grid, Registration
@@ -15,11 +15,18 @@ from .starts import multi_start
 POINTS = (60_000, 24_000, 5_000)
 """Sampled on the finest level, the next, and all coarser ones."""
 
+RIGID_POINTS = 120_000
+"""On the finest level, or a third of the smaller grid's voxels, and no fewer than above: a good part of what is left of
+a rigid error comes of the sampling, of an affine one hardly any."""
+
 LEAST_ALIKE = 0.5
 """Share of the larger scan's anatomy: the points of a much larger one would mostly fall outside."""
 
-FARTHEST = 2.0
+FARTHEST = 6.0
 """mm between what both find: more is for the verdict to tell."""
+
+COUNTED = 5_000
+"""Points to see what share of a scan lies outside the other one."""
 
 TOLERANCES = (0.03, 0.05, 0.3)
 """mm."""
@@ -43,8 +50,8 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     report(0.2, "Searching for a start")
     start = _start(fixed_image, moving_image, initial, model != "rigid", seed, report.check)
     report(0.4, "Registering")
-    stages = [Stage(n, POINTS[min(n, 2)], TOLERANCES[min(n, 2)], 40) for n in range(len(levels) - 1, -1, -1)]
-    last = _last(fixed_image, moving_image)
+    voxels = min(image.levels[0].values.numel() for image in (fixed_image, moving_image))
+    stages, last = _stages(model, len(levels), voxels)
     # An affine map goes on from the level before the finest: finer a rigid one need not be.
     whole = {"rigid": stages + last, "affine": stages[: max(1, len(stages) - 1)]}.get(model, stages)
     how = {"seed": seed, "check": report.check, "normalised": similarity != "mi"}
@@ -63,34 +70,50 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     return Registration(model, np.linalg.inv(matrix), displacement, Grid.of(fixed), quality)
 
 
-def _last(fixed, moving):
-    """The stage that full-size scans get beyond the pyramid's, as a list of one or none."""
-    voxels = min(image.levels[0].values.numel() for image in (fixed, moving))
+def _stages(model, levels, voxels):
+    """(a stage per level, coarse to fine; as a list of one or none, the one that full-size scans get beyond those).
+
+    voxels: of the smaller finest grid.
+    """
+    finest = max(POINTS[0], min(RIGID_POINTS, voxels // 3)) if model == "rigid" else POINTS[0]
+    points = (finest, *POINTS[1:])
+    stages = [Stage(n, points[min(n, 2)], TOLERANCES[min(n, 2)], 40) for n in range(levels - 1, -1, -1)]
     count = min(MOST_POINTS, voxels // VOXELS_PER_POINT)
-    return [Stage(0, count, LAST_TOLERANCE, 40)] if count > 1.5 * POINTS[0] else []
+    return stages, [Stage(0, count, LAST_TOLERANCE, 40)] if count > 1.5 * finest else []
 
 
 def _linear(fixed, moving, model, matrix, stages, how):
     """`matrix`, fixed -> moving, refined. how: further arguments of `refine`."""
     one, other, matrix = _small_first(fixed, moving, matrix)
-    matrix, _ = refine(one, other, model, matrix, one.center_of_mass, stages, **how)
+    matrix = refine(one, other, model, matrix, one.center_of_mass, stages, **how)
     return matrix if one is fixed else np.linalg.inv(matrix)
 
 
 def _both_ways(fixed, moving, model, matrix, stages, how):
-    """Halfway between `matrix` and what points of the other scan find: the errors of interpolation differ."""
+    """Between `matrix` and what points of the other scan find: the errors of interpolation differ.
+
+    The more of its points lie outside the other field of view, the worse an answer is, and the less it counts.
+    """
     one, other, matrix_one = _small_first(fixed, moving, matrix)
     if min(one.extent, other.extent) < LEAST_ALIKE * max(one.extent, other.extent):
         return matrix
     model = "rigid" if model == "rigid" else "affine"
-    back, _ = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, stages, **how)
+    back = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, stages, **how)
     around = matrix_one @ back
     gap = around - np.eye(4)
     at_center = np.linalg.norm(gap @ np.append(other.center_of_mass, 1))
     if at_center + RADIUS * np.linalg.norm(gap[:3, :3], 2) > FARTHEST:
         return matrix
-    halfway = expm(-logm(around).real / 2) @ matrix_one
-    return halfway if one is fixed else np.linalg.inv(halfway)
+    outside = _outside(one, other, matrix_one), _outside(other, one, back)
+    share = outside[0] ** 2 / (outside[0] ** 2 + outside[1] ** 2)
+    between = expm(-share * logm(around).real) @ matrix_one
+    return between if one is fixed else np.linalg.inv(between)
+
+
+def _outside(one, other, matrix):
+    """Share of the points spread over `one` that `matrix` takes out of `other`'s field of view, and never none."""
+    points = one.points(COUNTED, 0)
+    return (1 + (~other.levels[-1].holds(mapped(matrix, points))).sum()) / len(points)
 
 
 def _small_first(fixed, moving, matrix):

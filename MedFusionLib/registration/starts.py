@@ -26,10 +26,8 @@ def multi_start(fixed, moving, center, seed, kept=3, check=None, stretched=False
     """
     poses = _Poses(fixed, moving, center, seed)
     places = poses.best(_places(fixed, moving, center), 4, apart=1.5 * STEP)
-    turned = [
-        _turned(place, center, turn, shift) for place in places for turn in _rotations() for shift in _cross(STEP)
-    ]
-    candidates = poses.best(places + turned, kept, apart=STEP)
+    turned = [_turned(place, center, _rotations(), _cross(STEP)) for place in places]
+    candidates = poses.best(np.concatenate([places, *turned]), kept, apart=STEP)
     coarse = len(fixed.levels) - 1
     target = Target(fixed, moving, coarse, 2500, center, seed)
     refined = []
@@ -62,13 +60,9 @@ class _Poses:
         self.bins = (self.level.values * BINS).to(torch.int64).clamp_(0, BINS - 1).reshape(-1)
 
     def best(self, matrices, count, apart):
-        """The `count` best of `matrices` (fixed -> moving) that differ by `apart` mm or more."""
-        scores = np.concatenate(
-            [
-                self._scores(np.stack(matrices[n : n + CHUNK // self.points.shape[1]]))
-                for n in range(0, len(matrices), CHUNK // self.points.shape[1])
-            ]
-        )
+        """The `count` best of `matrices` (N, 4, 4), fixed -> moving, that differ by `apart` mm or more."""
+        chunk = CHUNK // self.points.shape[1]
+        scores = np.concatenate([self._scores(matrices[n : n + chunk]) for n in range(0, len(matrices), chunk)])
         probes = self.points[:, ::37].cpu().numpy().astype(np.float64).T + self.center
         chosen, images = [], []
         for n in np.argsort(-scores, kind="stable"):
@@ -127,25 +121,26 @@ def _places(fixed, moving, center):
     ]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     shifts += list(box_middle[1] - box_middle[0] + grid)
-    return [
-        _turned(np.eye(4), center, np.eye(3), shift) for shift in shifts for shift in shift + np.array(_cross(STEP))
-    ]
+    around = (np.array(shifts)[:, None] + _cross(STEP)).reshape(-1, 3)
+    return _turned(np.eye(4), center, np.eye(3)[None], around)
 
 
 def _rotations():
-    """Rotation matrices about as far apart as `ANGLE`, up to two and a half steps from none."""
+    """Rotation matrices (N, 3, 3) about as far apart as `ANGLE`, up to two and a half steps from none."""
     steps = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    return [rotation(ANGLE * step) for step in steps if np.linalg.norm(step) <= 2.5]
+    return np.stack([rotation(ANGLE * step) for step in steps if np.linalg.norm(step) <= 2.5])
 
 
 def _cross(step):
-    return [np.zeros(3), *(step * np.eye(3)), *(-step * np.eye(3))]
+    """Shifts (7, 3)."""
+    return np.concatenate([np.zeros((1, 3)), step * np.eye(3), -step * np.eye(3)])
 
 
-def _turned(matrix, center, turn, shift):
-    step = np.eye(4)
-    step[:3, :3] = turn
-    step[:3, 3] = center - turn @ center
-    moved = matrix @ step
-    moved[:3, 3] += shift
+def _turned(matrix, center, turns, shifts):
+    """`matrix` after each of `turns` (N, 3, 3) about `center` and before each of `shifts` (M, 3): (N * M, 4, 4)."""
+    steps = np.tile(np.eye(4), (len(turns), 1, 1))
+    steps[:, :3, :3] = turns
+    steps[:, :3, 3] = center - turns @ center
+    moved = np.repeat(matrix @ steps, len(shifts), axis=0)
+    moved[:, :3, 3] += np.tile(shifts, (len(turns), 1))
     return moved

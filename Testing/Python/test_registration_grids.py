@@ -95,3 +95,50 @@ def test_affine_of_unlike_grids(head):
     stretch = motion((5, 8, -6), (6, -5, 7)) @ np.diag([1.07, 0.95, 1.04, 1])
     moving = on_grid(head.mr, (1.5, 1.5, 4), Rotation.from_euler("x", 20, degrees=True).as_matrix())
     assert error(head, head.ct, moving, stretch, model="affine")[0] < 1.5
+
+
+def cut(volume, low, high):
+    """Slices low to high, shares of the whole, of `volume`."""
+    n = volume.array.shape[0]
+    first, last = round(low * n), round(high * n)
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * first
+    return volume.with_array(np.ascontiguousarray(volume.array[first:last]), affine=affine)
+
+
+def test_the_last_steps_do_not_change_which_points_are_compared(head):
+    """Or a field of view would draw the scan into itself, or out of it."""
+    from MedFusionLib.registration.images import Image
+    from MedFusionLib.registration.linear import Target
+
+    fixed, moving = (Image(v, (1.5, 3, 6), "cpu") for v in (head.ct, cut(head.mr, 0.2, 0.8)))
+    matrix = np.linalg.inv(head.truth["MR"])
+    step = np.eye(4)
+    step[:3, 3] = (0.5, -1.0, 1.5)
+    settled = Target(fixed, moving, 0, 20_000, fixed.center_of_mass, 0, near=matrix)
+    free = Target(fixed, moving, 0, 20_000, fixed.center_of_mass, 0)
+    assert settled.value(matrix)[1] == settled.value(step @ matrix)[1] > 0.2
+    assert free.value(matrix)[1] != free.value(step @ matrix)[1]
+
+
+def test_the_way_back_counts_by_what_lies_inside(head):
+    from MedFusionLib.registration import search
+    from MedFusionLib.registration.images import Image
+
+    whole, part = head.ct, cut(head.mr, 0.2, 0.8)
+    how = {"seed": 0, "check": None}
+    stages, _ = search._stages("rigid", 3, 10**6)
+    truth = np.linalg.inv(head.truth["MR"])
+
+    def apart(one, other):
+        points = np.c_[head.head, np.ones(len(head.head))]
+        return np.linalg.norm((points @ (one - other).T)[:, :3], axis=1).mean()
+
+    # Either way round, the points of the part lie inside the whole, and most of the whole's outside the part.
+    for fixed, moving, start in ((whole, part, truth), (part, whole, np.linalg.inv(truth))):
+        images = [Image(v, (1.5, 3, 6), "cpu") for v in (fixed, moving)]
+        there = search.refine(*images, "rigid", start, images[0].center_of_mass, stages[-1:], **how)
+        back = search.refine(*images[::-1], "rigid", np.linalg.inv(there), images[1].center_of_mass, stages[-1:], **how)
+        found = search._both_ways(*images, "rigid", there, stages[-1:], how)
+        of_part, of_whole = (np.linalg.inv(back), there) if fixed is whole else (there, np.linalg.inv(back))
+        assert apart(found, of_part) < 0.25 * apart(found, of_whole)
