@@ -326,7 +326,9 @@ def methods():
 
 @app.command()
 def batch(
-    cohort: Annotated[Path, typer.Argument(help="Folder with one subfolder per subject, or a CSV file.")],
+    cohort: Annotated[
+        Path, typer.Argument(help="Folder with one subfolder per subject, a BIDS dataset, or a CSV file.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results, one subfolder per subject.")],
     registration: Model = "rigid",
     method: Method = "medfusion",
@@ -342,7 +344,8 @@ def batch(
 ):
     """Run the whole job for every subject of a cohort; run it again to go on where it stopped.
 
-    A subject's folder holds two or three files or DICOM folders. A CSV file has the column [b]subject[/b] and two or
+    A subject's folder holds two or three files or DICOM folders. Of a BIDS dataset, each session counts as a subject, with
+    what lies in anat, pet, ct and spect. A CSV file has the column [b]subject[/b] and two or
     three of [b]CT, MR, PT, NM, US, OT[/b] (one may come twice) with paths, relative to the CSV file. The reference is
     the first there is of CT, MR, PT, NM, US, OT. A failed subject does not stop the others; summary.csv tells how each
     one went, and the exit code is 1 if any failed.

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from glob import escape
 from pathlib import Path
 
+from . import bids
 from .errors import Cancelled, FileError, MedFusionError
 from .files import read_volume
 from .outputs import REPORT, write_result, write_table
@@ -34,13 +35,16 @@ class Subject:
 
 
 def find_subjects(cohort):
-    """The `Subject`s of a folder (one subfolder each) or a CSV file (column subject, and columns by modality).
+    """The `Subject`s of a folder (one subfolder each, or a BIDS dataset, where each session counts as one) or a CSV file
+    (column subject, and columns by modality).
 
     Raises FileError for a cohort that is missing or empty, or a CSV file that is not such a table.
     """
     cohort = Path(cohort)
     if cohort.is_dir():
-        subjects = [_subject_of_folder(folder) for folder in sorted(cohort.iterdir()) if _is_visible_folder(folder)]
+        subjects = [Subject(name, sources) for name, sources in bids.scans(cohort).items()] or [
+            _subject_of_folder(folder) for folder in sorted(cohort.iterdir()) if _is_visible_folder(folder)
+        ]
     elif cohort.is_file():
         subjects = _subjects_of_table(cohort)
     else:

@@ -470,6 +470,30 @@ def test_tables_as_spreadsheets_write_them(call, cohort, table):
     assert len(report["sources"]) == 2
 
 
+def test_batch_takes_a_bids_dataset(call, cohort):
+    """Sessions are subjects of their own; masks, other series and derivatives are not scans to fuse."""
+    dataset = cohort / "dataset"
+    for session, kinds in (("sub-01", ("ct", "T1w")), ("sub-02/ses-a", ("T1w", "pet")), ("sub-02/ses-b", ("pet",))):
+        name = session.replace("/", "_")
+        for kind in (*kinds, "bold", "T1w_mask"):
+            folder = dataset / session / {"T1w": "anat", "T1w_mask": "anat", "bold": "func"}.get(kind, kind)
+            folder.mkdir(parents=True, exist_ok=True)
+            source = "t1" if kind.startswith("T1w") else "ct"
+            scan = read_volume(cohort / "in" / "anna" / f"{source}.nrrd", modality="MR")
+            write_volume(scan, folder / f"{name}_{kind}.nii.gz")
+            (folder / f"{name}_{kind}.json").write_text("{}")
+    (dataset / "derivatives" / "sub-01").mkdir(parents=True)
+    assert call("batch", dataset, "--registration", "none", "--method", "average", "-o", cohort / "out")[0] == 1
+    states = {name: (row["state"], row["message"]) for name, row in summary(cohort).items()}
+    assert {name: state for name, (state, _) in states.items()} == {
+        "sub-01": "done", "sub-02_ses-a": "done", "sub-02_ses-b": "failed",
+    }  # fmt: skip
+    assert "has 1 scan" in states["sub-02_ses-b"][1]
+    for name, modalities in (("sub-01", ["CT", "MR"]), ("sub-02_ses-a", ["MR", "PT"])):
+        report = json.loads((cohort / "out" / name / "report.json").read_text())
+        assert sorted(source["modality"] for source in report["sources"]) == modalities
+
+
 def test_batch_leaves_out_what_lies_beside_the_scans(call, cohort):
     scan = read_volume(cohort / "in" / "anna" / "t1.nrrd")
     folder = cohort / "in" / "ben"
