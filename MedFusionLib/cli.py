@@ -344,11 +344,11 @@ def batch(
 ):
     """Run the whole job for every subject of a cohort; run it again to go on where it stopped.
 
-    A subject's folder holds two or three files or DICOM folders. Of a BIDS dataset each session counts as a subject, with
-    what lies in anat, pet, ct and spect. A CSV file has the column [b]subject[/b] and two or three of [b]CT, MR, PT, NM,
-    US, OT[/b] (one may come twice) with paths, relative to the CSV file. The reference is the first there is of CT, MR, PT,
-    NM, US, OT. A failed subject does not stop the others; summary.csv tells how each one went, and the exit code is 1 if
-    any failed.
+    A subject's folder holds two or three files or DICOM folders. Of a BIDS dataset each session counts as a subject,
+    with what lies in anat, pet, ct and spect. A CSV file has the column [b]subject[/b] and two or three of [b]CT, MR,
+    PT, NM, US, OT[/b] (one may come twice) with paths, relative to the CSV file. The reference is the first there is of
+    CT, MR, PT, NM, US, OT. A failed subject does not stop the others; summary.csv tells how each one went, and the exit
+    code is 1 if any failed.
 
     [b]Examples[/b]
 

@@ -35,8 +35,8 @@ class Subject:
 
 
 def find_subjects(cohort):
-    """The `Subject`s of a folder (one subfolder each), a BIDS dataset (each session counts as one) or a CSV file (column
-    subject, and columns by modality).
+    """The `Subject`s of a folder (one subfolder each), a BIDS dataset (each session counts as one) or a CSV file
+    (column subject, and columns by modality).
 
     Raises FileError for a cohort that is missing or empty, or a CSV file that is not such a table.
     """
