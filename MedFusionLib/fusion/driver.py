@@ -114,7 +114,8 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
 
     def store(window, values, shares):
         nonlocal weights
-        fused[window] = values
+        # Shares that sum to 1 but for rounding may lead a little beyond the range.
+        np.clip(values, 0, 1, out=fused[window])
         if shares is not None:
             # Fusers that work in threads store from them.
             with lock:

@@ -38,6 +38,9 @@ NAMES = (*ACTIVITY, *LEVEL, *(name for names in LOCAL.values() for name in names
 QUICK = ("SSIM", "PSNR", "MSE", "MI", "EN", "SD", "SF", "AG", "SCD", "Qabf")
 """What `run` reports: seconds for a head, where all take a minute."""
 
+ROUNDED = 1e-4
+"""How far a fused volume may leave 0..1 by what its file or a resampling rounded, and still be one."""
+
 MOST_VOXELS = 8_000_000
 """Of a volume, that measures of local windows look at: larger ones are sampled at evenly spread slices."""
 
@@ -179,7 +182,7 @@ def _levels(fused, sources):
     low, high = fused.array.min(), fused.array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise VolumeError(f"{fused.title} has NaN or infinite voxels: fuse again.")
-    if fused.display_range is None and low >= 0 and high <= 1:
+    if fused.display_range is None and low >= -ROUNDED and high <= 1 + ROUNDED:
         fused = fused.with_array(fused.array, display_range=(0.0, 1.0))
     return [_bytes(source) for source in sources], _bytes(fused)
 

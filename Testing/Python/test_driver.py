@@ -104,6 +104,16 @@ def test_three_sources_and_provenance(method, mode):
         np.testing.assert_allclose(sum(w.array for w in fusion.weights), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ("volume", "slice"))
+@pytest.mark.parametrize("method", ("sesf", "medfusion", "pca"))
+def test_white_stays_within_the_range(method, mode):
+    """Not an ulp beyond: a file of such a volume is no longer told as one of 0..1."""
+    sources = scans(count=3)
+    for source in sources:
+        source.array[:, 8:14, 8:14] = 2000
+    assert fuse(sources, method, mode, device="cpu").volume.array.max() <= 1
+
+
 @pytest.mark.parametrize("method", BASELINES)
 def test_one_mapping_for_the_volume(method):
     """The same slice, wherever it stands in the volume and whatever is above it, comes out the same in slice mode."""

@@ -291,6 +291,11 @@ def test_fused_values_from_a_file_are_taken_as_they_are(volumes):
     fused, sources = volumes
     bare = Volume(fused.array * 0.5, fused.affine, "OT")
     assert evaluate(bare, sources, names=("mean",))["mean"] == pytest.approx(127.5 * fused.array.mean(), abs=0.3)
+    # Beyond 1 by rounding alone is no other scale, on which all would be brighter.
+    rounded = bare.array.copy()
+    rounded[0, 0, 0] = np.nextafter(np.float32(1), np.float32(2))
+    found = evaluate(bare.with_array(rounded), sources, names=("mean",))["mean"]
+    assert found == pytest.approx(127.5 * fused.array.mean(), abs=0.3)
 
 
 def test_bad_input(volumes):
