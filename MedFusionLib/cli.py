@@ -77,7 +77,9 @@ def main(arguments=None):
     except MedFusionError as error:
         err.print(f"[red]Error:[/red] {_plain(str(error))}", soft_wrap=True)
         sys.exit(1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         err.print("[red]Error:[/red] there is not enough memory: crop the volumes or resample them to larger voxels.")
         sys.exit(1)
 
@@ -492,6 +494,14 @@ def demo(
         with err.status("Making a head phantom"):
             subject = make(seed)
     run_demo(subject, output, method, device, seed, _bar)
+
+
+def _is_out_of_memory(error):
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from .device import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def print_scores(scores):

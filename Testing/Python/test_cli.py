@@ -155,6 +155,21 @@ def test_weight_maps_leave_a_result_in_their_folder_whole(call, tmp_path):
     assert (out / "report.json").read_text() == before
 
 
+def test_memory_that_torch_lacks_is_said_in_a_line(call, tmp_path, monkeypatch):
+    import torch
+
+    from MedFusionLib.fusion.baselines import Average
+
+    rng = np.random.default_rng(0)
+    pair = [tmp_path / f"{name}.nrrd" for name in ("ct", "mr")]
+    for path in pair:
+        write_volume(Volume(rng.random((8, 9, 10), np.float32), np.eye(4), display_range=(0, 1)), path)
+    monkeypatch.setattr(Average, "__call__", lambda *_: torch.empty(2**50))
+    code, _, err = call("fuse", *pair, "--method", "average", "-o", tmp_path / "f.nrrd")
+    assert code == 1 and "there is not enough memory" in err
+    assert files(tmp_path) == ["ct.nrrd", "mr.nrrd"]
+
+
 def test_letters_that_the_output_lacks_are_no_failure(tmp_path):
     """As on Windows, where what is redirected is written in an old alphabet."""
     rng = np.random.default_rng(0)
