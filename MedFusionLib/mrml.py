@@ -13,12 +13,14 @@ from slicer import (
     vtkMRMLLabelMapVolumeNode,
     vtkMRMLPETProceduralColorNode,
     vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
     vtkMRMLSubjectHierarchyConstants,
     vtkMRMLSubjectHierarchyNode,
     vtkMRMLTransformNode,
     vtkMRMLVectorVolumeNode,
     vtkOrientedImageData,
     vtkSegmentation,
+    vtkSegmentationConverter,
 )
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
@@ -132,16 +134,32 @@ def mask_from_node(node):
         return Volume(np.ones((BOX,) * 3, np.uint8), affine, "OT", "", name)
     if node.IsA("vtkMRMLSegmentationNode"):
         image = vtkOrientedImageData()
-        made = node.GenerateMergedLabelmapForAllSegments(image, vtkSegmentation.EXTENT_UNION_OF_SEGMENTS)
+        drawn = node.GetSegmentation().GetNumberOfSegments() > 0
+        made = drawn and _with_label_map(node).GenerateMergedLabelmapForAllSegments(
+            image, vtkSegmentation.EXTENT_UNION_OF_SEGMENTS
+        )
         if not made or 0 in image.GetDimensions():
             raise VolumeError(f"“{name}” is empty: draw a segment in it, or leave it out.")
         array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
         matrix = vtk.vtkMatrix4x4()
         image.GetImageToWorldMatrix(matrix)
-        first = np.eye(4)
-        first[:3, 3] = image.GetExtent()[::2]
-        return _mask(array, _matrix_to_world(node) @ slicer.util.arrayFromVTKMatrix(matrix) @ first, name)
+        to_world = _matrix_to_world(node) @ slicer.util.arrayFromVTKMatrix(matrix) @ _first_voxel(image)
+        return _mask(array, to_world, name)
     raise VolumeError(f"“{name}” is no region: choose an ROI box, a segmentation or a label map.")
+
+
+def _with_label_map(node):
+    """A segmentation node, or of one that has surfaces or contours alone, as RT structures, a copy with a label map."""
+    kind = vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    if node.GetSegmentation().ContainsRepresentation(kind):
+        return node
+    copy = vtkMRMLSegmentationNode()
+    copy.GetSegmentation().DeepCopy(node.GetSegmentation())
+    if not copy.GetSegmentation().CreateRepresentation(kind):
+        raise VolumeError(
+            f"“{node.GetName()}” cannot be made a label map: create its binary labelmap in the Segmentations module."
+        )
+    return copy
 
 
 def _mask(array, affine, name):
@@ -456,13 +474,21 @@ def _nearest_motion(transform, node):
 
 
 def _affine(node):
-    return _matrix_to_world(node) @ _matrix_to_ras(node)
+    return _matrix_to_world(node) @ _matrix_to_ras(node) @ _first_voxel(node.GetImageData())
+
+
+def _first_voxel(image):
+    """4x4 from the index in an image's array to that in its extent, which need not begin at 0, as a part's that VTK
+    cut out: Slicer shows it where it was."""
+    shift = np.eye(4)
+    shift[:3, 3] = image.GetExtent()[::2]
+    return shift
 
 
 def _moved_by(node, source):
     """4x4 of what took a volume node, RAS mm, to where its `Volume` lies: its parents when that was made, of those that
     bend what is nearest to them."""
-    return source.affine @ np.linalg.inv(_matrix_to_ras(node))
+    return source.affine @ np.linalg.inv(_matrix_to_ras(node) @ _first_voxel(node.GetImageData()))
 
 
 def _matrix_to_ras(node):

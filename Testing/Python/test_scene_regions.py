@@ -71,6 +71,32 @@ def test_labels_and_segments_lie_where_the_scene_shows_them(scene, kind, moved):
     assert set(np.unique(found.array)) <= {0, 1}
 
 
+def test_a_segmentation_of_surfaces_is_filled_and_left_as_it_is(scene):
+    """As RT structures are loaded: no segment has a label map."""
+    factory = slicer.vtkSegmentationConverterFactory.GetInstance()
+    factory.RegisterConverterRule(slicer.vtkClosedSurfaceToBinaryLabelmapConversionRule())  # as Slicer's module does
+    ball = vtk.vtkSphereSource()
+    ball.SetRadius(20)
+    ball.SetCenter(10, -5, 8)
+    ball.SetThetaResolution(40)
+    ball.SetPhiResolution(40)
+    ball.Update()
+    surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+    segment = slicer.vtkSegment()
+    segment.SetName("ball")
+    segment.AddRepresentation(surface, ball.GetOutput())
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "structures")
+    node.GetSegmentation().SetSourceRepresentationName(surface)
+    node.GetSegmentation().AddSegment(segment)
+    node.SetAndObserveTransformNodeID(transform(PARENT).GetID())
+    found = mrml.mask_from_node(node)
+    volume = found.array.sum() * abs(np.linalg.det(found.affine[:3, :3]))
+    assert np.isclose(volume, 4 / 3 * np.pi * 20**3, rtol=0.02)
+    np.testing.assert_allclose(centers(found).mean(0), (PARENT @ (10, -5, 8, 1))[:3], atol=0.2)
+    kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    assert not node.GetSegmentation().ContainsRepresentation(kind)
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_an_roi_is_its_box(scene, moved):
     from MedFusionLib.registration.images import _Mask

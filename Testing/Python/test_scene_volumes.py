@@ -109,6 +109,41 @@ def test_a_non_linear_parent_is_applied_to_a_copy(scene):
     assert np.allclose((where * heavy[:, None]).sum(0) / heavy.sum(), moved, atol=0.5)
 
 
+@pytest.mark.parametrize("under", ["nothing", "a linear transform", "one that bends"])
+def test_a_part_that_vtk_cut_out_lies_where_it_was(scene, view, under):
+    """Its extent does not begin at 0, which Slicer's views take account of."""
+    spot = (14, 20, 9)
+    whole = head("MR")
+    array = np.zeros_like(whole.array)
+    array[spot[2] - 1 : spot[2] + 2, spot[1] - 1 : spot[1] + 2, spot[0] - 1 : spot[0] + 2] = 100
+    node = mrml.add_volume(whole.with_array(array, display_range=(0, 100)))
+    if under != "nothing":
+        parent = linear_transform(rigid((0.1, 0.2, -0.3), (5, 0, -8))) if under == "a linear transform" else bend()
+        node.SetAndObserveTransformNodeID(parent.GetID())
+    before = brightest(mrml.volume_from_node(node))
+    part = vtk.vtkExtractVOI()
+    part.SetInputData(node.GetImageData())
+    part.SetVOI(5, 30, 4, 35, 3, 20)
+    part.Update()
+    node.SetAndObserveImageData(part.GetOutput())
+    cut = mrml.volume_from_node(node)
+    assert cut.array.shape < whole.array.shape
+    np.testing.assert_allclose(brightest(cut), before, atol=0.3)
+    view.GetSliceCompositeNode().SetBackgroundVolumeID(node.GetID())
+    view.GetSliceNode().SetDimensions(200, 200, 1)
+    view.GetSliceNode().SetFieldOfView(120, 120, 1)
+    view.GetSliceNode().JumpSliceByCentering(*before)
+    view.UpdateImageData()
+    view.GetBlend().Update()
+    assert view.GetBlend().GetOutput(0).GetScalarComponentAsDouble(100, 100, 0, 0) > 200
+
+
+def brightest(volume):
+    """RAS mm of the centre of what is bright."""
+    bright = np.clip(volume.array - 20, 0, None)
+    return (points(volume.affine, volume.array.shape) * bright[..., None]).sum((0, 1, 2)) / bright.sum()
+
+
 @pytest.mark.parametrize(
     ("kind", "fill", "message"),
     [
