@@ -123,7 +123,13 @@ class Job:
         if self._result is None:
             if not self._close.alive:
                 raise WorkerError("The job is closed and its result with it: ask for the result before closing.")
-            self._result = Folder(self._folder.path).load("result")
+            try:
+                self._result = Folder(self._folder.path).load("result")
+            except OSError as error:
+                raise WorkerError(
+                    f"The result cannot be read from the temporary folder ({error.strerror}): run again, and let"
+                    " nothing clear that folder away meanwhile."
+                ) from error
         return self._result
 
     def cancel(self):
@@ -266,12 +272,10 @@ def _converse(child, request, python, memory_limit, outbox):
     log.start()
     last_words = {"event": "none"}
     for line in process.stdout:
-        try:
-            said = json.loads(line)
-        except ValueError:  # a launcher's own words
+        said = _said(line)
+        if said is None:
             last_lines.append(line)
-            continue
-        if said["event"] == "progress":
+        elif said["event"] == "progress":
             outbox.put(Event("progress", said["message"], fraction=said["fraction"]))
         elif said["event"] == "log":
             outbox.put(Event("log", said["message"], level=said["level"]))
@@ -280,6 +284,15 @@ def _converse(child, request, python, memory_limit, outbox):
     child.join()
     log.join(GRACE)
     return _verdict(last_words, process.returncode, "".join(last_lines), _Privacy(request))
+
+
+def _said(line):
+    """What the child says in a line, a dict; None for a launcher's own words, even a number, which is JSON too."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) and "event" in said else None
 
 
 def _verdict(last_words, code, log, private):

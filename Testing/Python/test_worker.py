@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,6 +284,24 @@ def group(pid):
 def test_a_launcher_works_like_the_interpreter(launcher):
     with worker.start(quick(), python=launcher) as job:
         assert job.result().fusion.volume.array.shape == (12, 20, 18)
+
+
+@posix
+@pytest.mark.parametrize("words", ["5", "null", "[1]", '"ready"', '{"launcher": 1}', "NaN"])
+def test_a_launchers_own_words_may_be_json(tmp_path, words):
+    path = tmp_path / "PythonLauncher"
+    path.write_text(f'#!/bin/sh\necho \'{words}\'\nexec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    with worker.start(quick(coloring=None), python=str(path)) as job:
+        assert job.result().fusion.volume.array.shape == (12, 20, 18)
+
+
+def test_a_result_that_was_cleared_away_is_told():
+    with worker.start(quick()) as job:
+        assert job.wait(60)
+        shutil.rmtree(job.folder)
+        with pytest.raises(WorkerError, match="cannot be read from the temporary folder"):
+            job.result()
 
 
 def test_a_missing_interpreter_is_named():
