@@ -68,8 +68,8 @@ def install(consent=None):
                 f"pip could not install {', '.join(lacking)} (exit code {error.returncode}): see Slicer's log for its"
                 " words, and check the network and the free disk space."
             ) from error
-        except (ImportError, OSError, ValueError) as error:
-            # Of the PyTorch extension, which imports what it has installed.
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            # Of the PyTorch extension, which imports what it has installed, or of Slicer, which is installing already.
             raise InstallError(
                 f"{', '.join(lacking)} could not be installed ({error}): restart Slicer and try again."
             ) from error
@@ -82,10 +82,16 @@ def install(consent=None):
 def _is_met(requirement):
     if requirement.name in SLICERS_OWN and find_spec(requirement.name):
         return True
+    version = _version(requirement.name)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
+def _version(name):
+    """The version of an installed package; None without one, or where an interrupted installation left only a part."""
     try:
-        return requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
-    except metadata.PackageNotFoundError:
-        return False
+        return metadata.version(name)
+    except (metadata.PackageNotFoundError, KeyError):
+        return None
 
 
 def _install_torch(requirement, folder):
@@ -113,13 +119,8 @@ def _pip(names, folder):
 
 def pinned():
     """pip constraints that hold what Slicer brings, and an installed torch, at their present versions."""
-    lines = []
-    for name in (*SLICERS_OWN, "torch"):
-        try:
-            lines.append(f"{name}=={metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return lines
+    present = {name: _version(name) for name in (*SLICERS_OWN, "torch")}
+    return [f"{name}=={version}" for name, version in present.items() if version]
 
 
 def _ask(names):

@@ -129,6 +129,25 @@ def test_a_failing_pip_is_reported(monkeypatch):
         install.install(lambda names: True)
 
 
+def test_what_an_interrupted_installation_left_is_missing_and_not_pinned(tmp_path, monkeypatch):
+    for name in ("torch-2.6.0", "monai-1.6.0"):
+        (tmp_path / f"{name}.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [one.partition(">")[0] for one in install.missing()] == ["torch", "monai"]
+    assert not any(line.startswith("torch") for line in install.pinned())
+
+
+def test_an_installation_that_runs_already_is_reported(monkeypatch):
+    slicer = Slicer(monkeypatch, (5, 12))
+
+    def fail(way, names, constraints):
+        raise RuntimeError("A non-blocking pip_install is already in progress.")
+
+    slicer._note = fail
+    with pytest.raises(InstallError, match=r"could not be installed \(A non-blocking pip_install is already"):
+        install.install(lambda names: True)
+
+
 def test_a_torch_that_cannot_be_loaded_is_reported(monkeypatch):
     """The PyTorch extension imports what it has installed, and Windows may lack a library for it."""
     slicer = Slicer(monkeypatch, (5, 12))
