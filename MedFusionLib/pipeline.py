@@ -93,8 +93,8 @@ def run(request, progress=None, cancelled=None):
     with steps("read", 0.0, 0.05) as report:
         report(0, "Reading")
         # One path is no list of letters.
-        given = [request.sources] if isinstance(request.sources, (str, PathLike, Volume)) else request.sources
-        sources = [_read(source) for source in given]
+        single = isinstance(request.sources, str) or not hasattr(request.sources, "__iter__")
+        sources = [_read(source) for source in ([request.sources] if single else request.sources)]
         _check(request, sources)
     fixed = sources[request.reference]
     registrations, aligned, messages = [], [], []
@@ -186,6 +186,10 @@ def require_settings(request):
         if not isinstance(request.coloring, Coloring):
             raise MethodError(f"coloring is a {type(request.coloring).__name__}: give a Coloring, or None.")
         require_coloring(request.coloring)
+    if not isinstance(request.seed, Integral):
+        raise MethodError(f"the seed is {request.seed!r}: give a whole number.")
+    if not isinstance(request.register_options, dict):
+        raise MethodError(f"register_options is a {type(request.register_options).__name__}: give a dict.")
     unknown = set(request.register_options) - REGISTER_OPTIONS
     if unknown:
         raise MethodError(

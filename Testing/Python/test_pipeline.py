@@ -182,6 +182,7 @@ def with_nan():
 GOOD = scan("good")
 WRONG = {
     "no source": (Request(()), MethodError, "fuses 2 to 3 volumes: 0 given"),
+    "nothing at all": (Request(None), VolumeError, "a NoneType is no Volume"),
     "one source": (Request((GOOD,)), MethodError, "2 to 3 volumes: 1 given"),
     "four sources": (Request((GOOD, scan(), scan(), scan())), MethodError, "2 to 3 volumes: 4 given"),
     "the same twice": (Request((GOOD, GOOD)), VolumeError, "“good” and “good” are the same volume: choose two"),
@@ -199,6 +200,12 @@ WRONG = {
         MethodError,
         "hold iterations: choose of fixed_mask",
     ),
+    "options in a list": (
+        Request((GOOD, scan()), register_options=["initial"]),
+        MethodError,
+        "register_options is a list: give a dict",
+    ),
+    "seed": (Request((GOOD, scan()), seed=1.5), MethodError, "the seed is 1.5: give a whole number"),
     "starts": (
         Request((GOOD, scan()), register_options={"initial": (None, "auto", "auto")}),
         MethodError,

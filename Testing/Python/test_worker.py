@@ -176,7 +176,7 @@ def test_the_childs_error_is_raised_here():
 
 def test_an_unforeseen_error_names_no_patient():
     sources = (volume("CT", 1, name="Jane Roe CT"), volume("MR", 2, name="Jane Roe MR"))
-    request = quick(sources=sources, registration="rigid", seed="Jane Roe MR")
+    request = quick(sources=sources, registration="rigid", register_options={"levels": ("Jane Roe MR",)})
     with worker.start(request) as job, pytest.raises(WorkerError, match="TypeError") as caught:
         job.result()
     assert "Jane Roe" not in str(caught.value)
