@@ -97,6 +97,9 @@ def _draw(axes, volume, plane, point, low, high):
     places[..., down] = np.linspace(low[down], high[down], places.shape[0])[::down_sign][:, None]
     inverse = np.linalg.inv(volume.affine)
     index = np.moveaxis(places @ inverse[:3, :3].T + inverse[:3, 3], -1, 0)[::-1]
+    # A voxel reaches half its size around its middle: an oblique single slice would be met in a line without it.
+    last = np.array(volume.array.shape[:3]).reshape(3, 1, 1) - 1
+    index = np.where((index >= -0.5) & (index <= last + 0.5), index.clip(0, last), index)
     if volume.is_vector:
         channels = [map_coordinates(volume.array[..., n].astype(np.float32), index, order=1) for n in range(3)]
         axes.imshow(np.stack(channels, -1) / 255, interpolation="bilinear")

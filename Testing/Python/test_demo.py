@@ -62,7 +62,6 @@ def test_the_contact_sheet_shows_bone_soft_tissue_and_colour(shown):
     assert all(column.mean() < 0.01 for column in columns[:4])
 
 
-@pytest.mark.scene
 def test_names_of_scans_are_no_formulas(tmp_path):
     """A dollar sign begins one in matplotlib, which ended the demo after all of its work."""
     random = np.random.default_rng(0)
@@ -72,6 +71,19 @@ def test_names_of_scans_are_no_formulas(tmp_path):
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
 
 
+def test_an_oblique_single_slice_is_seen(tmp_path):
+    random = np.random.default_rng(0)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(0.05), -np.sin(0.05)], [np.sin(0.05), np.cos(0.05)]]
+    scans = [Volume(random.random((1, 60, 60)), turn @ np.diag([1, 1, 5, 1]), modality) for modality in ("CT", "MR")]
+    result = run(Request(tuple(scans), registration="none", method="average", evaluate=False))
+    write_contact_sheet(tmp_path / "sheet.png", result, [("axial", scans[0].center, "")])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
+    # Noise has an average of half the range; the sheet has margins, and what is not met is black.
+    assert sheet[sheet.shape[0] // 4 :].mean() > 60
+
+
+@pytest.mark.scene
 def test_the_scene_opens_in_slicer_s_mrml(shown):
     pytest.importorskip("slicer", reason="slicer-core is not installed")
     from scene import new_scene
