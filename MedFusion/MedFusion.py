@@ -683,7 +683,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
 
         Raises MedFusionError for nodes that cannot be used, and a reference or masks that do not go with them.
         """
-        nodes = [nodes] if isinstance(nodes, (str, vtk.vtkObject)) else list(nodes)
+        nodes = _several(nodes)
         for place, node in enumerate(nodes, 1):
             # To leave out None would shift what modalities and reference mean.
             if not isinstance(node, vtk.vtkObject):
@@ -698,7 +698,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
             if node in nodes[:n]:
                 raise VolumeError(_("“{name}” is chosen twice: choose different scans.").format(name=node.GetName()))
         require_reference(reference, len(nodes))
-        modalities = list(modalities or [None] * len(nodes))
+        modalities = _several(modalities or [None] * len(nodes))
         if len(modalities) != len(nodes):
             raise MethodError(_("Give one modality for each scan, or none at all."))
         volumes = [mrml.volume_from_node(node, kind) for node, kind in zip(nodes, modalities, strict=True)]
@@ -736,9 +736,9 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
             mrml.start_from(start, node, volume) if isinstance(start, vtkMRMLTransformNode) else start
             for start, node, volume in zip(starts, nodes, volumes, strict=True)
         ]
-        masks = [masks] if isinstance(masks, vtk.vtkObject) else list(masks or [None] * count)
-        if len(masks) != count:
-            raise MethodError(_("Give one mask for each scan (None for all of it), or none at all."))
+        masks = _several(masks or [None] * count)
+        if len(masks) != count or not all(node is None or isinstance(node, vtkMRMLNode) for node in masks):
+            raise MethodError(_("Give one mask for each scan, a node or None for all of it, or none at all."))
         regions = [None if node is None else mrml.mask_from_node(node) for node in masks]
         options = {"initial": tuple(starts), "fixed_mask": regions[reference], "moving_mask": tuple(regions)}
         return options | {"similarity": similarity}
@@ -795,6 +795,9 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         result, request, node = run.job.result(), run.request, None
         reference = run.nodes[request.reference]
         if check is not None:
+            known = [one for one, _text in self.checks(run)]
+            if check not in known:
+                raise MethodError(_("There is no check {check}: choose of {known}.").format(check=check, known=known))
             if reference.GetScene() is None:
                 raise VolumeError(_("The reference is no longer in the scene: run again."))
             n, kind = check
@@ -845,6 +848,12 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
                     return self.finish(run, show)
         finally:
             run.close()
+
+
+def _several(value):
+    """list of what a script gave for several scans; of a single thing, itself alone."""
+    single = isinstance(value, (str, vtk.vtkObject)) or not hasattr(value, "__iter__")
+    return [value] if single else list(value)
 
 
 def pythonInterpreter():

@@ -281,6 +281,27 @@ def test_long_names_leave_the_panel_narrow(module, panel, nodes):
         other.cleanup()
 
 
+def test_names_are_shown_as_they_are(panel, nodes):
+    """Qt would take some for marked-up text, and run the lines of a summary together."""
+    nodes[0].SetName("CT <b>bone</b>")
+    choose(panel, nodes[:2])
+    panel._parameterNode.summary = f"{nodes[0].GetName()}\na second line"
+    lines = [_height(panel.ui.summaryLabel)]
+    panel._parameterNode.summary = "CT bone\na second line"
+    lines.append(_height(panel.ui.summaryLabel))
+    assert lines[0] == lines[1]
+    choose(panel, [nodes[0], nodes[0]])
+    for label in (panel.ui.reasonLabel, panel.ui.messageLabel, panel.ui.installLabel):
+        label.text = "one <b>two</b>\nthree"
+        both = _height(label)
+        label.text = "one\nthree"
+        assert both == _height(label)
+
+
+def _height(label):
+    return label._made.heightForWidth(400)
+
+
 def test_a_scan_that_does_not_say_what_it_is(panel, nodes):
     """Its name, which is that of its file, may tell; else the user is asked, and the result is no less shown."""
     from MedFusionLib import mrml
@@ -402,6 +423,27 @@ def test_a_script_that_leaves_a_gap_is_told(module, nodes):
     for reference in (3, -1, 1.0, None):
         with pytest.raises(MedFusionError, match=r"the reference is source .*, but there are 3 sources"):
             module.MedFusionLogic().start(nodes, reference=reference)
+
+
+def test_a_script_that_gives_something_else_is_told(module, nodes):
+    logic = module.MedFusionLogic()
+    for wrong in (None, 5):
+        with pytest.raises(MedFusionError, match=f"Scan 1 is {wrong}: give two or three volume nodes"):
+            logic.start(wrong)
+    for wrong in ("CT", 5, ["CT"]):
+        with pytest.raises(MedFusionError, match="one modality for each scan"):
+            logic.start(nodes, modalities=wrong)
+    for wrong in ("box", 5, ["a", "b", "c"]):
+        with pytest.raises(MedFusionError, match="one mask for each scan"):
+            logic.start(nodes, masks=wrong)
+    run = logic.start(nodes[:2], method="average", evaluate=False)
+    try:
+        outcome = logic.finish(run, show=False)
+        for wrong in ((0, "after"), (5, "after"), (-1, "after"), (1, "edges"), "after", 5):
+            with pytest.raises(MedFusionError, match=r"There is no check .*\(1, 'checkerboard'\)"):
+                logic.showCheck(run, outcome, wrong)
+    finally:
+        run.close()
 
 
 def _empty():
