@@ -318,6 +318,11 @@ def show_alone(volume):
 def _leave_unsaved(node):
     for one in (node, node.GetDisplayNode()):
         one.SaveWithSceneOff()
+    # Nor its place in the hierarchy, which would come back without it.
+    node.SetAttribute(vtkMRMLSubjectHierarchyConstants.GetSubjectHierarchyExcludeFromTreeAttributeName(), "1")
+    item = _hierarchy().GetItemByDataNode(node)
+    if item:
+        _hierarchy().RemoveItem(item, False, False)
 
 
 def remove(node):

@@ -412,6 +412,33 @@ def test_a_saved_scene_comes_back_whole(view, tmp_path):
     del alive
 
 
+@pytest.mark.parametrize("how", ["edges", "alone"])
+def test_a_scene_saved_while_a_registration_is_looked_at_keeps_nothing_of_that(view, tmp_path, how):
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def list_it(scene, event, node):  # as Slicer's application does with what is added
+        if node.IsA("vtkMRMLVolumeNode"):
+            hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
+
+    slicer.mrmlScene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, list_it)
+    ct = mrml.add_volume(head("CT"))
+    before = hierarchy_items()
+    picture = head("MR")
+    picture = picture.with_array((picture.array > 100).astype(np.uint8), name="picture", display_range=(0, 1))
+    node = mrml.show_edges(picture, ct) if how == "edges" else mrml.show_alone(picture)
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    assert slicer.mrmlScene.Commit()
+    mrml.remove(node)
+    assert hierarchy_items() == before
+    scene, _, alive = new_scene()
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    scene.Import()
+    assert hierarchy_items() == before
+    assert scene.GetFirstNodeByName("picture") is None
+    del alive
+
+
 def test_from_nodes_through_the_child_process_to_nodes(view):
     ct, pet = inputs()
     sources = (mrml.volume_from_node(ct), mrml.volume_from_node(pet))
