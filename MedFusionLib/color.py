@@ -105,7 +105,8 @@ def colorize(base, functional, coloring):
     colors = table(coloring.lut).astype(np.float32) * np.float32(coloring.opacity)
     black, white = display_range(functional)
     base_black, base_white = display_range(base)
-    threshold = black if coloring.threshold is None else coloring.threshold
+    # As Python's number it is compared in the precision of the voxels: one of numpy's 2.3 is above a voxel's 2.3.
+    threshold = black if coloring.threshold is None else float(coloring.threshold)
     rgb = np.empty((*base.array.shape, 3), np.uint8)
     slices = max(1, SLAB // base.array[0].size)
     for start in range(0, len(rgb), slices):
@@ -113,7 +114,7 @@ def colorize(base, functional, coloring):
         grey = _scaled(base.array[part], base_black, base_white)
         uptake = functional.array[part]
         place = np.rint(_scaled(uptake, black, white)).astype(np.uint8)
-        covered = uptake > black if coloring.threshold is None else uptake >= coloring.threshold
+        covered = uptake > black if coloring.threshold is None else uptake >= threshold
         grey *= np.where(covered, np.float32(1 - coloring.opacity), np.float32(1))
         mixed = colors[place] * covered[..., None] + grey[..., None]
         rgb[part] = np.rint(mixed, out=mixed)

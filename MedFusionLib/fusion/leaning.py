@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import GeometryError, MethodError, VolumeError
 from ..normalize import display_range, scale
-from ..volume import require_volume
+from ..volume import require_several, require_volume
 from .driver import recorded
 
 
@@ -29,6 +29,7 @@ def lean(fusion, sources, towards, amount):
         raise MethodError(f"there is no source {towards} to lean to: there are {len(fusion.weights)}, from 0.")
     if not 0 <= amount <= 1:
         raise MethodError(f"the amount to lean is {amount}: choose 0 (as fused) to 1 (that source alone).")
+    sources = require_several(sources)
     for source in sources:
         require_volume(source)
     if len(sources) != len(fusion.weights) or not all(source.same_grid(fusion.volume) for source in sources):

@@ -53,7 +53,8 @@ def pair_scores(first, second, fused, data_range=255, names=None):
     PET and SPECT in colour are measured by their luma, 0.299 R + 0.587 G + 0.114 B.
 
     Returns {name: value}, in the order of `names`; NaN where a measure is not defined (image too small).
-    Raises GeometryError for shapes that differ or are not 2-D, VolumeError for NaN, MethodError for unknown names.
+    Raises GeometryError for shapes that differ or are not 2-D, VolumeError for NaN, MethodError for unknown names or a
+    data range that is not positive.
     """
     return slice_scores((first, second), fused, _known(names, NAMES, (*NAMES, *TASK)), data_range, ct_mri=(0, 1))
 
@@ -62,12 +63,14 @@ def slice_scores(sources, fused, names, data_range=255, ct_mri=None):
     """As `pair_scores`, of two or three sources (H, W). ct_mri: the index of the CT and of the MRI, for `TASK`."""
     names = _known(names, NAMES, (*NAMES, *TASK) if ct_mri else NAMES)
     images = [np.asarray(image) for image in (*sources, fused)]
-    if images[0].ndim != 2 or any(image.shape != images[0].shape for image in images):
+    if images[0].ndim != 2 or not images[0].size or any(image.shape != images[0].shape for image in images):
         raise GeometryError(
             f"images of shape {', '.join(str(image.shape) for image in images)}: measure (H, W) images of one shape."
         )
     if not all(np.isfinite(image).all() for image in images):
         raise VolumeError("an image holds NaN or infinite values: replace them before measuring.")
+    if not data_range > 0:
+        raise MethodError(f"the data range is {data_range}: give what is white in the images, 255 or 1.")
     levels = [np.rint(np.clip(image * (255 / data_range), 0, 255)).astype(np.uint8) for image in images]
     return _slice(levels[:-1], levels[-1], names, ct_mri)
 

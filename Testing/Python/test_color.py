@@ -35,6 +35,12 @@ def test_threshold_is_in_the_units_of_the_pet_whatever_its_display_range():
     assert (first != 102).any(-1).sum() == (uptake >= 12).sum()
 
 
+@pytest.mark.parametrize("threshold", (2.3, np.float64(2.3), np.float32(2.3)))
+def test_uptake_of_just_the_threshold_is_coloured(threshold):
+    rgb = colorize(grey(), pet(np.full(24, 2.3)), Coloring(opacity=1.0, threshold=threshold)).array
+    assert (rgb != 102).any(-1).all()
+
+
 def test_no_opacity_shows_the_grey_and_full_opacity_the_table():
     uptake = pet(np.linspace(0.01, 10, 24))
     assert (colorize(grey(), uptake, Coloring(opacity=0.0)).array == 102).all()

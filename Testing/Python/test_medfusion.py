@@ -178,6 +178,8 @@ def test_leaning_refuses_what_makes_no_sense(head, fused):
         lean(fusion, head, "MR", 0.5)
     with pytest.raises(VolumeError, match="a NoneType is no Volume"):
         lean(fusion, [*head[:-1], None], 0, 0.5)
+    with pytest.raises(VolumeError, match="one Volume, not a list"):
+        lean(fusion, head[0], 0, 0.5)
     with pytest.raises(GeometryError, match="own sources"):
         lean(fusion, head[:2], 0, 0.5)
     with pytest.raises(MethodError, match="weight maps"):

@@ -326,7 +326,10 @@ def test_bad_input(volumes):
         (VolumeError, "colour", lambda: evaluate(fused.with_array(np.zeros((20, 40, 44, 3))), [ct, mr])),
         (GeometryError, "shape", lambda: pair_scores(ct.array, mr.array, fused.array)),
         (GeometryError, "shape", lambda: pair_scores(ct.array[0], mr.array[0], fused.array[0, 1:])),
+        (GeometryError, "shape", lambda: pair_scores(ct.array[0, :0], mr.array[0, :0], fused.array[0, :0])),
         (VolumeError, "NaN", lambda: pair_scores(ct.array[0], mr.array[0], with_nan[0])),
+        (MethodError, "data range is 0", lambda: pair_scores(ct.array[0], mr.array[0], fused.array[0], 0)),
+        (MethodError, "data range is -1", lambda: pair_scores(ct.array[0], mr.array[0], fused.array[0], -1)),
     ):
         with pytest.raises(error, match=text) as caught:
             call()
