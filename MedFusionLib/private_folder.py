@@ -24,14 +24,19 @@ class PrivateFolder:
     """A new folder that only this user can read; `remove` it when done. Raises FileError if none can be made."""
 
     def __init__(self):
+        self.path = None
         try:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
             self._lock = open(self.path / LOCK, "wb")  # noqa: SIM115 - held as long as the folder lives
+            _lock(self._lock)
         except OSError as error:
-            raise FileError(f"no temporary folder can be made ({error.strerror}): set TMPDIR to a writable one.") from (
-                error
-            )
-        _lock(self._lock)
+            # A network folder may take files and no locks.
+            if self.path is not None:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise FileError(
+                f"no temporary folder can be made ({error.strerror}): set TMPDIR to a writable one on a disk of this"
+                " machine."
+            ) from error
 
     def remove(self):
         """Give up the folder and all that is in it; more than once does no harm."""

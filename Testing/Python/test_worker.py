@@ -1,6 +1,7 @@
 """Real child processes: what they return, how they are stopped, and that they leave nothing behind."""
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -364,6 +365,18 @@ def test_a_parent_that_ends_takes_the_child_and_its_files_along():
     assert process.wait(30) == 0
     assert until(lambda: not is_running(pid))
     assert not folder.exists()
+
+
+def test_a_disk_without_locks_is_told_and_nothing_is_left(temporary, monkeypatch):
+    """As some network folders are."""
+
+    def refuse(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(private_folder, "_lock", refuse)
+    with pytest.raises(FileError, match=r"no temporary folder can be made \(No locks available\): set TMPDIR"):
+        worker.start(quick())
+    assert leftovers(temporary) == []
 
 
 def test_what_a_dead_machine_left_is_swept_and_nothing_else(temporary):
