@@ -248,12 +248,12 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         parameters = self._parameterNode
         self.ui.logText.plainText = ""
-        self._offerResult(None)
         try:
             self._run = self.logic.start(**self.logic.optionsOf(parameters))
         except MedFusionError as error:
             self._complain(error)
             return
+        self._offerResult(None)
         self._timer.start()
         self.ui.progressBar.value = 0
         self.ui.progressBar.visible = True

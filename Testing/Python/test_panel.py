@@ -156,6 +156,24 @@ def test_a_result_is_leaned_towards_a_scan_without_the_network(panel, nodes):
     assert not panel.ui.leanSlider.visible and not folder.exists()
 
 
+def test_a_run_that_cannot_start_leaves_the_last_result(panel, nodes):
+    import slicer
+
+    choose(panel, nodes[:2])
+    panel._parameterNode.method = "average"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    panel.ui.checkCombo.currentIndex = 1
+    shown = panel._shownCheck
+    panel.ui.regionSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box"))
+    panel.ui.applyButton.click()
+    assert "“box” is no box yet" in panel.ui.messageLabel.text
+    assert panel.ui.leanSlider.visible and panel.ui.checkCombo.currentIndex == 1
+    assert shown.GetScene() is not None
+    panel.ui.leanSlider.value = 0.5
+    wait(lambda: "Leaned" in panel.ui.messageLabel.text)
+
+
 def test_how_well_scans_were_registered_is_said_and_shown(panel, nodes):
     import slicer
 
