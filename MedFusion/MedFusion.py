@@ -453,8 +453,9 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         table.minimumHeight = table.horizontalHeader().sizeHint.height() + rows + 2 * table.frameWidth
 
     def _complain(self, error):
-        """Say what is wrong, until the parameters change."""
-        self._say(str(error), wrong=True)
+        """Say what is wrong, until the parameters change; of a crash the log has the rest."""
+        said, _line, rest = str(error).partition("\n")
+        self._say(f"{said} {_('The log tells more.')}" if rest else said, wrong=True)
         self._complaint = True
 
     def _say(self, text, wrong=False):

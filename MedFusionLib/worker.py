@@ -268,7 +268,9 @@ def _converse(child, request, python, memory_limit, outbox):
     Folder(child.folder.path).save("request", job, stop=child.check)
     process = child.launch(python)
     last_lines = deque(maxlen=LAST_LINES)
-    log = threading.Thread(target=last_lines.extend, args=(process.stderr,), daemon=True)
+    # A crash ends with the names of all compiled modules, which tell nothing and fill a screen.
+    said_aside = (line for line in process.stderr if not line.startswith("Extension modules:"))
+    log = threading.Thread(target=last_lines.extend, args=(said_aside,), daemon=True)
     log.start()
     last_words = {"event": "none"}
     for line in process.stdout:
@@ -310,7 +312,7 @@ def _verdict(last_words, code, log, private):
         what = "The engine was ended from outside, most likely because the machine ran out of memory."
     else:
         what = f"The engine crashed (exit code {code})."
-    return WorkerError(f"{what} The scene is unchanged. Its last lines:\n{private(log)}" if log else what)
+    return WorkerError(f"{what} The scene is unchanged.\nIts last lines:\n{private(log)}" if log else what)
 
 
 class _Privacy:

@@ -1,6 +1,7 @@
 """The panel clicked through: the real module and engine on slicer-core's real scene, offscreen."""
 
 import os
+import signal
 import subprocess
 import sys
 import unittest
@@ -386,6 +387,20 @@ def test_closing_the_scene_ends_the_run(module, panel, nodes):
     assert not folder.exists()
     assert not panel.ui.applyButton.enabled
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Linux and macOS")
+def test_a_crash_is_told_in_a_line_and_the_log_has_the_rest(panel, nodes):
+    choose(panel, nodes)
+    panel._parameterNode.registration = "deformable"
+    panel.ui.applyButton.click()
+    wait(lambda: panel.ui.progressBar.value > 50 or panel._run is None)
+    os.kill(panel._run.job.pid, signal.SIGSEGV)
+    wait(lambda: panel._run is None)
+    assert panel.ui.messageLabel.text == (
+        "The engine crashed (exit code -11). The scene is unchanged. The log tells more."
+    )
+    assert 'File "pipeline.py", line' in panel.ui.logText.plainText
 
 
 def test_an_input_removed_while_it_runs(module, panel, nodes):
