@@ -137,14 +137,17 @@ def test_what_an_interrupted_installation_left_is_missing_and_not_pinned(tmp_pat
     assert not any(line.startswith("torch") for line in install.pinned())
 
 
-def test_an_installation_that_runs_already_is_reported(monkeypatch):
+@pytest.mark.parametrize(
+    "error", [RuntimeError("A non-blocking pip_install is already in progress."), TypeError("expected string")]
+)
+def test_what_slicer_itself_stumbles_over_is_reported(monkeypatch, error):
     slicer = Slicer(monkeypatch, (5, 12))
 
     def fail(way, names, constraints):
-        raise RuntimeError("A non-blocking pip_install is already in progress.")
+        raise error
 
     slicer._note = fail
-    with pytest.raises(InstallError, match=r"could not be installed \(A non-blocking pip_install is already"):
+    with pytest.raises(InstallError, match=rf"could not be installed \({error}\)"):
         install.install(lambda names: True)
 
 
