@@ -395,8 +395,9 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if caller is not None and self._complaint:
             self._say("")  # it was about what the parameters were
         for name, combo in self._combos.items():
+            # -1, nothing, where there is no such choice, as of weights that are gone: every one can be chosen then.
             index = combo.findData(getattr(parameters, name))
-            if index >= 0 and index != combo.currentIndex:
+            if index != combo.currentIndex:
                 combo.currentIndex = index
         self._nameReferences(parameters)
         method = methods().get(parameters.method)

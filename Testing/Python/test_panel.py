@@ -590,6 +590,18 @@ def test_parameters_are_saved_with_the_scene(module, panel, nodes, tmp_path):
     assert (parameters.method, parameters.opacity) == ("maximum", 0.25)
 
 
+def test_a_method_that_is_gone_is_not_shown_as_another(panel, nodes):
+    """As in a scene that was saved with weights of one's own."""
+    choose(panel, nodes[:2])
+    panel._parameterNode.method = "my_weights"
+    assert "There is no fusion method “my_weights”" in panel.ui.reasonLabel.text
+    combo = panel.ui.methodCombo
+    assert combo.currentText == ""
+    combo.currentIndex = 0
+    assert panel._parameterNode.method == combo.currentData
+    assert panel.ui.applyButton.enabled, panel.ui.reasonLabel.text
+
+
 def test_a_scan_that_gets_its_voxels_or_its_name_later(panel, nodes):
     import slicer
 
