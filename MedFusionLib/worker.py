@@ -285,6 +285,8 @@ def _converse(child, request, python, memory_limit, outbox):
             last_words = said
     child.join()
     log.join(GRACE)
+    if not child.folder.path.exists():  # the child ends itself then
+        raise WorkerError("The temporary folder was cleared away while the engine worked: run again.")
     return _verdict(last_words, process.returncode, "".join(last_lines), _Privacy(request))
 
 

@@ -351,6 +351,16 @@ def parent(end):
 
 
 @linux
+def test_a_folder_that_is_cleared_away_while_the_child_works_is_told():
+    with worker.start(endless()) as job:
+        working(job)
+        shutil.rmtree(job.folder)
+        with pytest.raises(WorkerError, match="folder was cleared away while the engine worked"):
+            job.result()
+        assert not is_running(job.pid)
+
+
+@linux
 def test_a_killed_parent_takes_the_child_and_its_files_along():
     process, pid, folder = parent("time.sleep(600)")
     assert folder.is_dir()
