@@ -568,6 +568,7 @@ class FusionRun:
         self.job, self.nodes, self.request, self.notes = job, nodes, request, tuple(notes)
         # Names for the summary; nodes may leave the scene meanwhile.
         self.names = [node.GetName() for node in nodes]
+        self.opacity = None  # of the overlay, as it was seen before something else was shown
 
     @property
     def state(self):
@@ -802,6 +803,8 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
                 raise MethodError(_("There is no check {check}: choose of {known}.").format(check=check, known=known))
             if reference.GetScene() is None:
                 raise VolumeError(_("The reference is no longer in the scene: run again."))
+            if instead is None:
+                run.opacity = mrml.seen_opacity(outcome.scene)
             n, kind = check
             if kind == "checkerboard":
                 ends = display_range(request.sources[n])
@@ -812,7 +815,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
                 edges = replace(edge_volume(scan), name=_("{name} edges").format(name=run.names[n]))
                 node = mrml.show_edges(edges, reference)
         elif instead is not None and outcome.scene.fused.GetScene() is not None:
-            mrml.show(outcome.scene, turn=False)
+            mrml.show(replace(outcome.scene, opacity=run.opacity), turn=False)
         mrml.remove(instead)
         return node
 

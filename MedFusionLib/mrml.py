@@ -289,6 +289,16 @@ def show(scene_result, turn=True):
     )
 
 
+def seen_opacity(scene_result):
+    """Opacity at which a slice view shows the overlay of a result; where none does, that which it was made with."""
+    overlay = scene_result.overlay
+    if overlay is not None and overlay.GetScene() is not None:
+        for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+            if view.GetForegroundVolumeID() == overlay.GetID():
+                return view.GetForegroundOpacity()
+    return scene_result.opacity
+
+
 def show_edges(edges, reference):
     """Show edges (a `Volume` of 0 and 1) in colour over a volume node in all slice views; returns their node.
 

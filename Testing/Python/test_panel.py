@@ -206,6 +206,8 @@ def test_how_well_scans_were_registered_is_said_and_shown(panel, nodes):
         f"{pet} and {ct} as a checkerboard",
     ]
     before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode")
+    view = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    view.SetForegroundOpacity(0.8)
     combo.currentIndex = 1
     background, foreground, label = layers()
     assert background is nodes[0] and foreground is None
@@ -221,6 +223,7 @@ def test_how_well_scans_were_registered_is_said_and_shown(panel, nodes):
     assert board.GetName() == f"{pet} checkerboard" and foreground is None and label is None
     combo.currentIndex = 0
     assert layers() == [outcome.scene.fused, outcome.scene.overlay, None]
+    assert view.GetForegroundOpacity() == 0.8, "the user chose that"
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode") == before
 
     combo.currentIndex = 3
