@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from .task import FEWEST, head_mask
+from .task import FEWEST, floating, head_mask
 
 
 def skull_failures(ct, mri, fused):
@@ -19,6 +19,7 @@ def skull_failures(ct, mri, fused):
     bone_lost: share of the bone in connected patches of 20 pixels or more that keep less than half of the CT: chunks
     that are switched off.
     """
+    ct, mri, fused = floating(ct, mri, fused)
     bone = (ct >= 230) & head_mask(ct, mri)
     result = dict.fromkeys(("bone_level", "bone_fill", "bone_lost"), np.nan)
     if bone.sum() <= FEWEST:
@@ -48,6 +49,7 @@ def uptake_failures(uptake, anatomy, fused):
     pixels of the border of the hottest tenth of the head). hot_contrast: the hottest 2 % of the head against the ring
     5 to 10 pixels around it, fused over uptake: under 1 a hot spot fades, 0 a lesion is lost.
     """
+    uptake, anatomy, fused = floating(uptake, anatomy, fused)
     head = head_mask(uptake, anatomy)
     result = dict.fromkeys(("blotches", "hot_contrast"), np.nan)
     if head.sum() <= 20 * FEWEST:
@@ -75,6 +77,6 @@ def flicker(first, second, fused):
 
     The sources' is the larger of theirs at each pixel: blends with steady weights give at most 1. NaN for one slice.
     """
-    steps = [np.abs(np.diff(stack, axis=0)) for stack in (first, second, fused)]
+    steps = [np.abs(np.diff(stack, axis=0)) for stack in floating(first, second, fused)]
     own = np.maximum(steps[0], steps[1]).mean() if steps[0].size else 0
     return float(steps[2].mean() / own) if own > 0 else np.nan

@@ -9,6 +9,11 @@ FEWEST = 50
 """Pixels that a region must have more than, for its figure to mean anything."""
 
 
+def floating(*images):
+    """The images as floating-point numbers: differences of whole ones, such as bytes, would wrap around."""
+    return [image if image.dtype.kind == "f" else image.astype(np.float64) for image in map(np.asarray, images)]
+
+
 def head_mask(*sources):
     """The head in (H, W) images, 0..255: the largest connected part over 25 in any of them, holes filled."""
     bright = ndimage.binary_opening(np.maximum.reduce(sources) > 25, iterations=2)
@@ -31,6 +36,7 @@ def task_measures(ct, mri, fused):
     background: mean fused level 6 pixels and more outside the head where both sources are under 5; lower is better.
     NaN where the region has 50 pixels or fewer (no background: none at all).
     """
+    ct, mri, fused = floating(ct, mri, fused)
     head = head_mask(ct, mri)
     bone = (ct >= 230) & head
     core = ndimage.binary_erosion(bone)

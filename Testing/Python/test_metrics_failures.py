@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from MedFusionLib.metrics.failures import flicker, scalp_halo, skull_failures, uptake_failures
+from MedFusionLib.metrics.task import task_measures
 
 
 @pytest.fixture
@@ -85,6 +86,21 @@ def test_flicker():
     rescaled = np.stack([255 * (s - s.min()) / np.ptp(s) for s in (a + b) / 2])
     assert flicker(a, b, rescaled) > 1.5
     assert np.isnan(flicker(a[:1], b[:1], a[:1]))
+
+
+def test_bytes_give_the_figures_of_numbers(ct_mri, pet_mri):
+    """Their differences wrap around."""
+    random = np.random.default_rng(0)
+    stacks = random.integers(0, 256, (3, 4, 40, 40))
+    for measure, images in (
+        (skull_failures, ct_mri),
+        (uptake_failures, pet_mri),
+        (task_measures, ct_mri),
+        (flicker, stacks),
+    ):
+        images = [np.rint(image) for image in images]
+        expected = measure(*images)
+        assert measure(*(image.astype(np.uint8) for image in images)) == pytest.approx(expected, nan_ok=True), measure
 
 
 def test_nothing_to_measure():
