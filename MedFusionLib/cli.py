@@ -184,7 +184,9 @@ def fuse(
     from .files import require_writable, write_volume
     from .fusion import fuse as run_fuse
     from .outputs import folder_beside, label, require_folder
+    from .pipeline import Request, require_settings
 
+    require_settings(Request(tuple(sources), method=method, mode=mode, axis=axis))
     _keep_apart(sources, output)
     require_writable(output)
     if weights:

@@ -282,6 +282,13 @@ def test_the_report_is_json_and_names_nobody(tmp_path):
         (("run", "ct.nii.gz", "t1.nii.gz", "--device", "cuda:99", "-o", "out"), 1, "this machine has no cuda:99"),
         (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "f.nrrd"), 1, "is not on the grid of “ct”: register or resample it"),
         (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "f.jpg"), 1, "'f.jpg': write .nii.gz"),
+        (("fuse", "ct.nii.gz", "unread.nii", "-o", "f.nrrd", "--method", "magic"), 1, "'magic' is not a fusion method"),
+        (
+            ("fuse", "ct.nii.gz", "unread.nii", "-o", "f.nrrd", "--mode", "3d"),
+            1,
+            "mode '3d' is not one of volume, slice",
+        ),
+        (("fuse", "ct.nii.gz", "unread.nii", "-o", "f.nrrd", "--axis", "up"), 1, "axis 'up' is not one of axial"),
         (("fuse", "ct.nii.gz", "t1.nii.gz", "-o", "t1.nii.gz"), 1, "'t1.nii.gz' is one of the inputs"),
         (("register", "ct.nii.gz", "t1.nii.gz"), 2, "nothing to write"),
         (("register", "ct.nii.gz", "t1.nii.gz", "-o", "a.nrrd", "-t", "t.foo"), 1, "'t.foo' is no transform file"),
