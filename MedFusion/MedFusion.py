@@ -178,6 +178,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.scoresTable.horizontalHeader().setSectionResizeMode(qt.QHeaderView.Stretch)
         self.ui.scoresTable.visible = False
 
+        # By hand: Slicer's connector of a node and its selector offers one class alone.
+        self.ui.regionSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onRegion)
         self.ui.applyButton.connect("clicked()", self.onApplyButton)
         self.ui.installButton.connect("clicked()", self.onInstallButton)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
@@ -386,6 +388,10 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if value is not None and getattr(self._parameterNode, name) != value:
                 setattr(self._parameterNode, name, value)
 
+    def _onRegion(self, node):
+        if self._parameterNode is not None and self._parameterNode.region is not node:
+            self._parameterNode.region = node
+
     def _onParameters(self, caller=None, event=None):
         """Make the panel say what the parameters are, and whether Apply can go."""
         parameters = self._parameterNode
@@ -399,6 +405,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             index = combo.findData(getattr(parameters, name))
             if index != combo.currentIndex:
                 combo.currentIndex = index
+        self.ui.regionSelector.setCurrentNode(parameters.region)
         self._nameReferences(parameters)
         method = methods().get(parameters.method)
         if method is not None:

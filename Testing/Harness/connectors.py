@@ -13,7 +13,7 @@ def connector(parameter, widget):
     """The connector of a parameter with a wrapped widget. Raises RuntimeError where the two do not go together."""
     kind = widget.className()
     if parameter.is_node and kind == "qMRMLNodeComboBox":
-        return _Node(widget)
+        return _Node(widget, parameter.kind)
     if parameter.kind is bool and kind in ("QCheckBox", "QPushButton"):
         return _Property(widget, "checked", "toggled(bool)")
     if parameter.kind in (int, float) and kind in _LIMITED:
@@ -62,8 +62,10 @@ class _Property(_Connector):
 
 
 class _Node(_Connector):
-    def __init__(self, widget):
+    def __init__(self, widget, kind):
         super().__init__(widget, "currentNodeChanged(vtkMRMLNode*)")
+        # As Slicer's does it: by an object, which an abstract class has not, and instead of what the .ui file says.
+        widget.nodeTypes = (kind().GetClassName(),)
 
     def read(self):
         return self.widget.currentNode()

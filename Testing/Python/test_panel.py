@@ -548,6 +548,34 @@ def test_a_registration_starts_from_a_transform_within_a_region(module, panel, n
         options.close()
 
 
+def test_a_region_is_offered_by_its_kind_and_kept_with_the_parameters(panel, nodes, tmp_path):
+    import slicer
+
+    selector = panel.ui.regionSelector
+    kinds = ("vtkMRMLMarkupsROINode", "vtkMRMLSegmentationNode", "vtkMRMLLabelMapVolumeNode")
+    offered = [slicer.mrmlScene.AddNewNodeByClass(kind, kind) for kind in kinds]
+    for node in offered:
+        selector.setCurrentNode(node)
+        assert panel._parameterNode.region is node
+    selector.setCurrentNode(nodes[0])
+    assert selector.currentNode() is None and panel._parameterNode.region is None
+    panel._parameterNode.region = offered[0]
+    assert selector.currentNode() is offered[0]
+    panel.exit()
+    panel.enter()
+    assert selector.currentNode() is panel._parameterNode.region is offered[0]
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    assert slicer.mrmlScene.Commit()
+    slicer.mrmlScene.Clear(0)
+    assert selector.currentNode() is None and panel._parameterNode.region is None
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    slicer.mrmlScene.Import()
+    assert selector.currentNode().GetName() == "vtkMRMLMarkupsROINode"
+    assert panel._parameterNode.region is selector.currentNode()
+    slicer.mrmlScene.RemoveNode(selector.currentNode())
+    assert selector.currentNode() is None and panel._parameterNode.region is None
+
+
 def test_each_scan_may_start_from_a_place_of_its_own(module, nodes):
     import slicer
 
