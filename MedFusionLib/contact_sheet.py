@@ -61,22 +61,28 @@ def interesting_points(result):
     points = [(plane, body.center, f"{plane}, middle") for plane in PLANES]
     hot = next((source for source in result.sources if source.modality in FUNCTIONAL), None)
     if hot is not None:
-        step = max(1, round(2 / min(hot.spacing)))
-        smooth = gaussian_filter(hot.array[::step, ::step, ::step].astype(np.float32), 1)
-        k, j, i = np.unravel_index(smooth.argmax(), smooth.shape)
-        place = (hot.affine @ (i * step, j * step, k * step, 1))[:3]
+        every, step = _thinned(hot, 2)
+        smooth = gaussian_filter(hot.array[every].astype(np.float32), 1)
+        index = np.array(np.unravel_index(smooth.argmax(), smooth.shape))[::-1] * step
+        place = hot.affine[:3, :3] @ index + hot.affine[:3, 3]
         points += [(plane, place, f"{plane}, highest uptake") for plane in ("axial", "coronal")]
     return points
+
+
+def _thinned(volume, apart):
+    """(slices that keep voxels about `apart` mm from each other, how many voxels that is along (i, j, k))."""
+    step = np.array([max(1, round(apart / size)) for size in volume.spacing])
+    return tuple(slice(None, None, n) for n in step[::-1]), step
 
 
 def _bounds(sources):
     """Corners (RAS mm) of the box around what is not background in any source."""
     first = sources[0]
-    step = max(1, round(3 / min(first.spacing)))
-    body = np.zeros(first.array[::step, ::step, ::step].shape, bool)
+    every, step = _thinned(first, 3)
+    body = np.zeros(first.array[every].shape, bool)
     for source in sources:
         black, white = display_range(source)
-        body |= source.array[::step, ::step, ::step] > black + 0.1 * (white - black)
+        body |= source.array[every] > black + 0.1 * (white - black)
     index = np.argwhere(body)[:, ::-1] * step if body.any() else np.array([[0, 0, 0], np.array(first.size) - 1])
     places = index @ first.affine[:3, :3].T + first.affine[:3, 3]
     return places.min(0) - 4, places.max(0) + 4

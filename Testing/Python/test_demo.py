@@ -12,7 +12,7 @@ from PIL import Image
 
 from MedFusionLib import Request, Volume, phantom, read_volume, run, write_volume
 from MedFusionLib.cli import _bar, main
-from MedFusionLib.contact_sheet import interesting_points, write_contact_sheet
+from MedFusionLib.contact_sheet import _bounds, interesting_points, write_contact_sheet
 from MedFusionLib.demo import run_demo
 from MedFusionLib.errors import MedFusionError
 
@@ -69,6 +69,21 @@ def test_names_of_scans_are_no_formulas(tmp_path):
     result = run(Request(tuple(scans), registration="none", method="average", evaluate=False))
     write_contact_sheet(tmp_path / "sheet.png", result, interesting_points(result), "price $x_{$ + T1")
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
+
+
+def test_thick_slices_are_looked_at_one_by_one():
+    """Thinned like their fine pixels, they would be shown without the first and last, and a small lesion be missed."""
+    z, y, x = np.mgrid[0:180:5, 0:180:0.5, 0:180:0.5]
+    body = np.hypot(np.hypot(x - 90, y - 90), z - 87.5) < 85
+    uptake = body + 9.0 * (np.hypot(np.hypot(x - 100, y - 90), z - 90) < 6)
+    grid = np.diag([0.5, 0.5, 5, 1])
+    scans = [Volume(body.astype(np.float32), grid, "CT", display_range=(0, 1)), Volume(uptake, grid, "PT")]
+    low, high = _bounds(scans)
+    assert low[2] <= 5 and high[2] >= 170
+    result = run(Request(tuple(scans), registration="none", method="average", evaluate=False))
+    *_, (_, place, caption) = interesting_points(result)
+    assert "highest uptake" in caption
+    np.testing.assert_allclose(place, (100, 90, 90), atol=5)
 
 
 def test_an_oblique_single_slice_is_seen(tmp_path):
