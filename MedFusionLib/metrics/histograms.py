@@ -12,7 +12,7 @@ CHUNK = 2**22
 """Voxels counted at a time: bounds the memory of the joint histograms."""
 
 SMALLEST_ERROR = 1e-10
-"""Mean squared error that PSNR takes for an exact copy, so that it stays finite (178 dB)."""
+"""Mean squared error that PSNR takes for an exact copy, so that it stays finite (148 dB)."""
 
 
 def joint(first, second):
