@@ -156,6 +156,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             "secondModality": self.ui.secondModality,
             "thirdModality": self.ui.thirdModality,
         }
+        children = vars(self.ui).values()
+        self._connected = {name: child for child in children if (name := child.property("SlicerParameterName"))}
         for name, combo in self._combos.items():
             for value, text in choices(name):
                 combo.addItem(text, value)
@@ -227,7 +229,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = parameterNode
         self._watch()
         if self._parameterNode is not None:
-            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui.MedFusion)
+            # Not by connectGui, which gives Slicer 5.10 no tag to disconnect by.
+            self._parameterNodeGuiTag = self._parameterNode.connectParametersToGui(self._connected)
             self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
             self._onParameters()
 

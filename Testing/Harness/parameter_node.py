@@ -174,13 +174,16 @@ class _Methods:
         return self.parameterNode.RemoveObserver(tag)
 
     def connectGui(self, widget):
-        """Connect the children of a widget that say their parameter by a property `SlicerParameterName`."""
+        """Connect the children of a widget that say their parameter by a property `SlicerParameterName`.
+
+        Returns nothing, as in Slicer up to 5.12 at least: what is connected so is never disconnected.
+        """
         found = {}
         for child in slicer.util.findChildren(widget):
             name = child.property("SlicerParameterName")
             if name:
                 found[name] = child
-        return self.connectParametersToGui(found)
+        self.connectParametersToGui(found)
 
     def connectParametersToGui(self, widgets):
         """Connect {parameter name: widget}; returns a tag for `disconnectGui`."""
@@ -213,6 +216,8 @@ class _Methods:
         return tag
 
     def disconnectGui(self, tag):
+        if tag not in self._connections:
+            return
         self.parameterNode.RemoveObserver(tag)
         for one in self._connections.pop(tag).values():
             one.stop()

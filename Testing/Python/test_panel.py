@@ -676,6 +676,19 @@ def test_what_is_missing_is_offered_for_installation(module, panel, nodes, monke
     assert panel.ui.installButtonSection.visible
 
 
+def test_a_panel_that_is_left_lets_go_of_the_parameters(module, panel, nodes):
+    choose(panel, nodes[:2])
+    panel.exit()
+    parameters = module.MedFusionLogic().getParameterNode()
+    panel.ui.opacitySlider.value = 0.9
+    panel.ui.firstSelector.setCurrentNode(nodes[2])
+    assert parameters.opacity == 0.5 and parameters.first is nodes[0]
+    panel.enter()
+    assert panel.ui.opacitySlider.value == 0.5 and panel.ui.firstSelector.currentNode() is nodes[0]
+    panel.ui.opacitySlider.value = 0.9
+    assert parameters.opacity == 0.9
+
+
 def test_a_panel_without_a_parent_sets_itself_up(module, nodes):
     import slicer
 
