@@ -96,7 +96,7 @@ def _multiscale(first, second, scales):
 def multiscale_measures(sources, fused):
     """MS-SSIM (Wang, Simoncelli and Bovik 2003) of (H, W) images, 0..255, mean over the sources, as a dict.
 
-    The window lies inside the image, a scale of negative mean counts as 0. Images under 161 pixels have fewer than
+    The window lies inside the image, a scale of negative mean counts as 0. Images under 176 pixels have fewer than
     the five scales, with their weights scaled to a sum of 1: such values compare with each other only.
     NaN under 11 pixels.
     """
