@@ -1,6 +1,7 @@
 """MedFusion's module in 3D Slicer: the panel, the logic behind it, and its self-test."""
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -482,16 +483,21 @@ def trust(name, quality):
     """How far the registration of a scan can be trusted, in a line."""
     verdicts = {"good": _("good"), "check": _("look at it before use"), "failed": _("failed: do not use it")}
     return _(
-        "{name}: {verdict}. Similarity {before:.3f} before, {after:.3f} after; {overlap:.0f} % in common; there and"
-        " back {consistency:.1f} mm apart."
+        "{name}: {verdict}. Similarity {before} before, {after} after; {overlap} % in common; there and back"
+        " {consistency} mm apart."
     ).format(
         name=name,
         verdict=verdicts[quality.verdict],
-        before=quality.similarity_before,
-        after=quality.similarity_after,
-        overlap=100 * quality.overlap,
-        consistency=quality.inverse_consistency,
+        before=_figure(quality.similarity_before, 3),
+        after=_figure(quality.similarity_after, 3),
+        overlap=_figure(100 * quality.overlap, 0),
+        consistency=_figure(quality.inverse_consistency, 1),
     )
+
+
+def _figure(value, decimals):
+    """A number as text; a dash for NaN, as the similarity of scans that lie apart."""
+    return "–" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def measures():

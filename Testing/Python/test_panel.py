@@ -236,6 +236,16 @@ def test_how_well_scans_were_registered_is_said_and_shown(panel, nodes):
     assert not combo.visible
 
 
+def test_scans_that_lay_apart_had_no_similarity_before(module, nodes):
+    import slicer
+
+    away = affine(origin=(400, 0, 0)) @ slicer.util.arrayFromVTKMatrix(_ijk_to_ras(nodes[1]))
+    nodes[1].SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(away))
+    outcome = module.MedFusionLogic().run(nodes[:2], method="average", evaluate=False, show=False)
+    assert "Similarity – before, 1." in outcome.summary
+    assert "nan" not in outcome.summary
+
+
 def test_a_method_without_weight_maps_offers_no_leaning(panel, nodes):
     choose(panel, nodes[:2])
     panel._parameterNode.registration, panel._parameterNode.method = "none", "laplacian"
