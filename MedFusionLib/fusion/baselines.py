@@ -34,7 +34,7 @@ class _Shares:
         shares = self.shares.to(sources).view(1, -1, *[1] * (sources.ndim - 2))
         return (shares * sources).sum(1), shares.expand_as(sources).contiguous()
 
-    def prepare(self, sources, modalities):
+    def prepare(self, sources, modalities, step=None):
         shares = self.strengths(_covariance(sources))
         total = shares.sum()
         # Sources that never change have no contrast to share out.

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 BATCH_VOXELS = 2**20
 """Voxels a source that a batch of slices or a tile holds, at the most."""
 
+PREPARING = 0.5
+"""Of the progress that a fuser's `prepare` is told as, where it tells how far it is."""
+
 FEWEST_BATCHES = 16
 """That a volume without overlaps is cut into: a batch is held several times over, as it goes in and comes out."""
 
@@ -105,12 +108,20 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
     fused = np.empty(units.shape, np.float32)
     weights = None
     lock = Lock()
+    prepared = 0.0
 
     def step(done, count):
         if cancelled and cancelled():
             raise Cancelled()
         if progress and done:
-            progress(done / count, f"{info.title}: {done} of {count}")
+            progress(prepared + (1 - prepared) * done / count, f"{info.title}: {done} of {count}")
+
+    def preparing(done, count):
+        nonlocal prepared
+        step(0, count)
+        prepared = PREPARING * done / count
+        if progress and done:
+            progress(prepared, f"{info.title}: preparing, {done} of {count}")
 
     def store(window, values, shares):
         nonlocal weights
@@ -125,7 +136,7 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
 
     with torch.inference_mode():
         if hasattr(fuser, "prepare"):
-            fuser.prepare(torch.from_numpy(units()), modalities)
+            fuser.prepare(torch.from_numpy(units()), modalities, preparing)
         if plane is None and hasattr(fuser, "fuse_volume"):
             axis = first.slice_axis(fuser.along) if hasattr(fuser, "along") else 0
             read, shape, put = _turned(units, units.shape, store, axis)

@@ -39,8 +39,9 @@ class Fuser(Protocol):
 
     `halo`: voxels of context that a result voxel depends on, per side: the overlap of tiles. None: the
     method needs the whole image at once.
-    `prepare(sources, modalities)` (optional): sees the whole float32 stack (S, K, J, I) once, before any
-    tile, for what must be one value per volume (PCA weights, a selector's choice).
+    `prepare(sources, modalities, step)` (optional): sees the whole float32 stack (S, K, J, I) once, before any
+    tile, for what must be one value per volume (PCA weights, a selector's choice). step(done, count): to be called
+    where that takes long.
     `provenance` (optional, from `prepare` on): attributes that the fused volume gets beside the usual ones.
     `fuse_volume(read, shape, modalities, store, step)` (optional): does whole volumes itself, part by part, see
     `networks.medfusion_tiles.fuse_volume`.

@@ -31,11 +31,11 @@ class Selector:
         self.network, self.device = network, device
         self._fusers = {}
 
-    def prepare(self, sources, modalities):
+    def prepare(self, sources, modalities, step=lambda done, count: None):
         if not self._fusers:
             self._fusers = {name: registry.load(name, self.device) for name, _ in OPTIONS}
         with torch.inference_mode():
-            found = trial.measured(self._fusers, trial.sample(sources), modalities, self.device)
+            found = trial.measured(self._fusers, trial.sample(sources), modalities, self.device, step)
             gains = self.network(torch.from_numpy(found).float()[None], kinds(modalities)[None])[0]
         self.choice = OPTIONS[int(gains.argmax())]
         name, weight = self.choice

@@ -57,17 +57,21 @@ def spread(length):
     return [(2 * n + 1) * length // (2 * count) for n in range(count)]
 
 
-def measured(fusers, bands, modalities, device):
+def measured(fusers, bands, modalities, device, step=lambda done, count: None):
     """(options, measures) float64 means over the `sample` bands (N, S, rows, columns); NaN for what none defines.
 
-    fusers: {method: `Fuser`} of every method among the options.
+    fusers: {method: `Fuser`} of every method among the options. step(done, count): called before every piece of work.
     """
     values = np.full((len(OPTIONS), len(bands), len(MEASURES)), np.nan)
     for first in range(0, len(bands), len(PLACES)):
         of_slice = bands[first : first + len(PLACES)]
-        images = [list(options(fusers, band[None].to(device), modalities)) for band in of_slice]
+        images = []
+        for n, band in enumerate(of_slice):
+            step(2 * first + n, 2 * len(bands))
+            images.append(list(options(fusers, band[None].to(device), modalities)))
         images = np.stack([[image[0].cpu().numpy() for image in row] for row in images], 1)
         for n, band in enumerate(of_slice):
+            step(2 * first + len(of_slice) + n, 2 * len(bands))
             values[:, first + n, :-1] = [alike(band.numpy(), image[n], modalities) for image in images]
         # What is hot shows in all of a slice, not in each part of it.
         sources = np.concatenate(of_slice.numpy(), 1)

@@ -104,6 +104,26 @@ def test_three_sources_and_provenance(method, mode):
         np.testing.assert_allclose(sum(w.array for w in fusion.weights), 1, atol=1e-5)
 
 
+def test_a_long_preparation_tells_how_far_it_is_and_can_be_cancelled():
+    """The selector's trial is most of its work."""
+    sources = scans()
+    told, asked = [], []
+    fuse(
+        sources,
+        "selector",
+        device="cpu",
+        progress=lambda fraction, message: told.append((fraction, message)),
+        cancelled=lambda: asked.append(1) and False,
+    )
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and fractions[-1] == 1
+    trial = [fraction for fraction, message in told if "preparing" in message]
+    assert len(trial) > 20 and max(trial) < 0.5 and len(asked) > len(told)
+    asked.clear()
+    with pytest.raises(Cancelled):
+        fuse(sources, "selector", device="cpu", cancelled=lambda: asked.append(1) or len(asked) == 3)
+
+
 @pytest.mark.parametrize("mode", ("volume", "slice"))
 @pytest.mark.parametrize("method", ("sesf", "medfusion", "pca"))
 def test_white_stays_within_the_range(method, mode):
