@@ -740,3 +740,21 @@ def test_slicers_self_test(module):
     outcome = unittest.TextTestRunner().run(suite)
     assert suite.countTestCases() >= 4
     assert outcome.wasSuccessful(), outcome.failures + outcome.errors
+
+
+def test_every_choice_has_a_name_that_is_read_out(module, panel):
+    """For those who hear the panel: a label of its own, a name, or its own text."""
+    from xml.etree import ElementTree
+
+    tree = ElementTree.parse(ROOT / "MedFusion" / "Resources" / "UI" / "MedFusion.ui")
+    named = {found.text for found in tree.iterfind(".//property[@name='buddy']/cstring")}
+    choices = {"QComboBox", "qMRMLNodeComboBox", "ctkSliderWidget", "QDoubleSpinBox", "QSpinBox", "QLineEdit"}
+    silent = [
+        widget.get("name")
+        for widget in tree.iter("widget")
+        if widget.get("class") in choices
+        and widget.get("name") not in named
+        and widget.find("property[@name='accessibleName']") is None
+    ]
+    assert not silent
+    assert all(hasattr(panel.ui, name) for name in named)
