@@ -132,6 +132,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._last = None
         self._shownCheck = None
         self._complaint = False
+        self._importing = False
         self._watched = set()
         # Last, and it starts the mixin too: without a parent Slicer calls setup() from in there.
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -187,15 +188,18 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.installButton.connect("clicked()", self.onInstallButton)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartImportEvent, self.onSceneStartImport)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
         self._missing = install.missing()
         self.initializeParameterNode()
 
     def cleanup(self):
-        self._abandon()
-        self._timer.stop()
-        self.setParameterNode(None)
-        self.removeObservers()
+        try:
+            self._abandon()
+            self.setParameterNode(None)
+        finally:  # where Slicer ends, the widgets may be gone before
+            self.removeObservers()
 
     def enter(self):
         self._missing = install.missing()
@@ -213,11 +217,24 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndClose(self, caller, event):
         self.initializeParameterNode()
 
+    def onSceneStartImport(self, caller, event):
+        # A scene's parameters are loaded before the scans that they name, and at the end of it Slicer's selectors are
+        # filled anew, which chooses nothing: neither may reach the parameters.
+        self._importing = self._parameterNode is not None
+        self.setParameterNode(None)
+
     def onSceneEndImport(self, caller, event):
-        # A scene's parameters are loaded before the scans that they name.
-        if self._parameterNode is not None:
-            self.setParameterNode(None)
+        if self._importing:
+            self._importing = False
             self.initializeParameterNode()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller, event, node):
+        # Before the selectors hear of it: they go on to the neighbour of what they lose, and the parameters with them.
+        if self._parameterNode is not None:
+            for name in (*INPUTS, "initialTransform", "region"):
+                if getattr(self._parameterNode, name) is node:
+                    setattr(self._parameterNode, name, None)
 
     def initializeParameterNode(self):
         if self.logic:
@@ -377,12 +394,12 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _abandon(self):
         """End a run whose scene is going: nothing of it may arrive, and nothing of an earlier one stays."""
-        self._offerResult(None)
+        self._timer.stop()
         if self._run is not None:
             self._run.close()
             self._run = None
-            self.ui.progressBar.visible = False
-        self._timer.stop()
+        self._offerResult(None)
+        self.ui.progressBar.visible = False
         self._say("")
         self._showScores({})
 
@@ -409,7 +426,9 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             index = combo.findData(getattr(parameters, name))
             if index != combo.currentIndex:
                 combo.currentIndex = index
+        self.ui.regionSelector.blockSignals(True)  # one that it does not offer, as a hidden one, would be taken away
         self.ui.regionSelector.setCurrentNode(parameters.region)
+        self.ui.regionSelector.blockSignals(False)
         self._nameReferences(parameters)
         method = methods().get(parameters.method)
         if method is not None:

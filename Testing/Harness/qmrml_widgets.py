@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from functools import wraps
+
 import slicer
 import vtk
 from PySide6.QtCore import Property, Signal
 from PySide6.QtWidgets import QComboBox, QHBoxLayout, QWidget
 
 from .pythonqt import register
+
+LATE = -10.0
+"""Priority at which Slicer's scene models hear that a node goes: after modules."""
+
+
+def _while_it_lives(observer):
+    """A widget that its parent has taken along loses its attributes, not its observers."""
+
+    @wraps(observer)
+    def observe(self, *arguments):
+        if vars(self):
+            observer(self, *arguments)
+
+    return observe
 
 
 @register
@@ -30,7 +46,11 @@ class qMRMLWidget(QWidget):
 
 @register
 class qMRMLNodeComboBox(QWidget):
-    """The node selector. A node that is added later is offered, not chosen."""
+    """The node selector. A node that is added later is offered, not chosen.
+
+    As Slicer's it is filled anew after an import, which chooses nothing, and goes on to the neighbour of a node that it
+    loses (Qt's combo boxes do).
+    """
 
     currentNodeChanged = Signal(object)
     signatures = {  # noqa: RUF012
@@ -64,9 +84,11 @@ class qMRMLNodeComboBox(QWidget):
         self.setEnabled(scene is not None)
         if scene is not None:
             self._tags = [
-                scene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, self._refresh),
-                scene.AddObserver(slicer.vtkMRMLScene.NodeRemovedEvent, self._refresh),
-                scene.AddObserver(slicer.vtkMRMLScene.EndCloseEvent, self._refresh),
+                scene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, self._changed),
+                scene.AddObserver(slicer.vtkMRMLScene.NodeRemovedEvent, self._changed),
+                scene.AddObserver(slicer.vtkMRMLScene.EndCloseEvent, self._changed),
+                scene.AddObserver(slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, self._lose, LATE),
+                scene.AddObserver(slicer.vtkMRMLScene.EndImportEvent, self._imported),
             ]
         self._refresh()
         if self._node is None and not self._flags["none"] and self._offered():
@@ -102,7 +124,32 @@ class qMRMLNodeComboBox(QWidget):
             return any(node.IsA(kind) for kind in self._kinds)
         return node.GetClassName() in self._kinds
 
-    def _refresh(self, caller=None, event=None):
+    @_while_it_lives
+    def _changed(self, caller, event):
+        if not self._scene.IsImporting():
+            self._refresh()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    @_while_it_lives
+    def _lose(self, caller, event, node):
+        if node not in self._shown or self._scene.IsClosing():
+            return
+        index = self._shown.index(node)
+        del self._shown[index]
+        self._combo.removeItem(index)
+        if node is self._node:
+            self._node = self._shown[min(index, len(self._shown) - 1)] if self._shown else None
+            self._mark()
+            self.currentNodeChanged.emit(self._node)
+
+    @_while_it_lives
+    def _imported(self, caller, event):
+        if self._node is not None:
+            self._node = None
+            self.currentNodeChanged.emit(None)
+        self._refresh()
+
+    def _refresh(self):
         nodes = self._offered()
         if self._node is not None and self._node not in nodes:
             self._node = None

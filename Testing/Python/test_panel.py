@@ -758,3 +758,41 @@ def test_every_choice_has_a_name_that_is_read_out(module, panel):
     ]
     assert not silent
     assert all(hasattr(panel.ui, name) for name in named)
+
+
+def test_a_chosen_node_that_goes_is_chosen_no_more(panel, nodes):
+    """Slicer's selectors go on to the neighbour of what they lose; a scan or region that nobody chose must not come."""
+    import slicer
+
+    choose(panel, nodes[:2])
+    rois = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode") for _ in range(2)]
+    transforms = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode") for _ in range(2)]
+    panel.ui.regionSelector.setCurrentNode(rois[1])
+    panel.ui.transformSelector.setCurrentNode(transforms[1])
+    parameters = panel._parameterNode
+    assert parameters.region is rois[1] and parameters.initialTransform is transforms[1]
+    for node in (rois[1], transforms[1], nodes[1]):
+        slicer.mrmlScene.RemoveNode(node)
+    assert (parameters.first, parameters.second) == (nodes[0], None)
+    assert parameters.region is None and parameters.initialTransform is None
+    assert panel.ui.secondSelector.currentNode() is None and panel.ui.regionSelector.currentNode() is None
+    assert not panel.ui.applyButton.enabled
+
+
+def test_what_is_chosen_stays_when_another_scene_is_added(panel, nodes, tmp_path):
+    import slicer
+
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Region")
+    choose(panel, nodes[:2])
+    panel.ui.regionSelector.setCurrentNode(roi)
+    other = slicer.vtkMRMLScene()
+    other.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Of another scene")
+    other.SetURL(str(tmp_path / "other.mrml"))
+    assert other.Commit()
+    slicer.mrmlScene.SetURL(str(tmp_path / "other.mrml"))
+    slicer.mrmlScene.Import()
+    assert slicer.mrmlScene.GetFirstNodeByName("Of another scene")
+    parameters = panel._parameterNode
+    assert (parameters.first, parameters.second, parameters.region) == (*nodes[:2], roi)
+    assert panel.ui.firstSelector.currentNode() is nodes[0] and panel.ui.regionSelector.currentNode() is roi
+    assert panel.ui.applyButton.enabled
