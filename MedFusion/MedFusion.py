@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -454,7 +455,9 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         valid, reason = (True, "") if running else self.logic.isValid(parameters, self._missing)
         self.ui.applyButton.text = _("Cancel") if running else _("Apply")
         self.ui.applyButton.enabled = running or valid
-        self.ui.applyButton.toolTip = _("Stop; nothing is changed.") if running else reason or _("Register and fuse.")
+        # Escaped: Slicer makes rich text of every tool tip, and scans may have any name.
+        hint = _("Stop; nothing is changed.") if running else reason or _("Register and fuse.")
+        self.ui.applyButton.toolTip = escape(hint, quote=False)
         self.ui.reasonLabel.text = reason
         self.ui.reasonLabel.visible = bool(reason)
         for section in (self.ui.inputsSection, self.ui.settingsSection, self.ui.colorSection, self.ui.outputSection):

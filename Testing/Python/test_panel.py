@@ -323,6 +323,7 @@ def test_names_are_shown_as_they_are(panel, nodes):
     lines.append(_height(panel.ui.summaryLabel))
     assert lines[0] == lines[1]
     choose(panel, [nodes[0], nodes[0]])
+    assert "CT <b>bone</b>" in panel.ui.reasonLabel.text and "CT &lt;b&gt;bone" in panel.ui.applyButton.toolTip
     for label in (panel.ui.reasonLabel, panel.ui.messageLabel, panel.ui.installLabel):
         label.text = "one <b>two</b>\nthree"
         both = _height(label)
