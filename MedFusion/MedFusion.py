@@ -277,7 +277,6 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         except MedFusionError as error:
             self._complain(error)
             return
-        self._offerResult(None)
         self._timer.start()
         self.ui.progressBar.value = 0
         self.ui.progressBar.visible = True
@@ -317,6 +316,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _finish(self, run):
         try:
+            run.job.result()  # raises what ended it: then the last result stays to be leaned and looked at
+            self._offerResult(None)
             outcome = self.logic.finish(run, show=self._parameterNode is not None and self._parameterNode.show)
         except Cancelled as error:
             self._say(str(error))

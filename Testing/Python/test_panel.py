@@ -175,6 +175,27 @@ def test_a_run_that_cannot_start_leaves_the_last_result(panel, nodes):
     wait(lambda: "Leaned" in panel.ui.messageLabel.text)
 
 
+def test_a_cancelled_run_leaves_the_last_result(panel, nodes):
+    """To be leaned and looked at, until there is another; then the edges of the old one go."""
+    choose(panel, nodes[:2])
+    panel._parameterNode.method = "average"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    first, folder = panel._last, panel._last[0].job._folder.path
+    panel.ui.checkCombo.currentIndex = 1
+    shown = panel._shownCheck
+    panel.ui.applyButton.click()
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    assert panel._last is first and shown.GetScene() is not None and panel.ui.leanSlider.visible
+    panel.ui.leanSlider.value = 0.5
+    wait(lambda: "Leaned" in panel.ui.messageLabel.text)
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    assert panel._last is not first and shown.GetScene() is None and not folder.exists()
+    assert panel.ui.checkCombo.currentIndex == 0 and panel.ui.leanSlider.value == 0
+
+
 def test_how_well_scans_were_registered_is_said_and_shown(panel, nodes):
     import slicer
 
