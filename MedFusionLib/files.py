@@ -39,6 +39,8 @@ MOST_DEFLATED = 1032
 """How many times as long as its file a gzip stream can be."""
 
 _METADATA = "MedFusion."
+_POINTERS = (b"/annex/objects/", b"version https://git-lfs.")
+"""How the text files begin that stand for files not fetched yet."""
 _DAMAGED = "{} cannot be read: it is damaged or cut short. Copy or export it again."
 
 
@@ -57,6 +59,10 @@ def read_volume(path, modality=None, units=None, name=None, *, series=None, labe
     require_text(path)
     try:
         folder = path.is_dir()
+        if path.is_symlink() and not path.exists():
+            raise FileError(
+                f"{path.name!r} is a link to what is not there (a git-annex dataset?): get its content first."
+            )
         if not folder and not path.is_file():
             raise FileError(f"there is no file or folder {path.name!r}: check the path.")
         if folder or _is_dicom(path):
@@ -400,6 +406,9 @@ def _ending(name):
 def _why_not_read(path, said):
     if path.stat().st_size == 0:
         return f"{path.name!r} is empty: copy or export it again."
+    with open(path, "rb") as file:
+        if file.read(40).startswith(_POINTERS):
+            return f"{path.name!r} is only a pointer of git-annex or Git LFS: get its content first."
     if "orthonormal" in said:
         return (
             f"{path.name!r} has a sheared grid (a CT with gantry tilt, say), which NIfTI readers do not agree on:"

@@ -57,6 +57,12 @@ def test_geometry_and_voxels_come_back(tmp_path, ending, grid):
     assert back.same_grid(volume, 2e-4)
 
 
+def test_a_link_to_what_was_not_fetched_says_so(tmp_path):
+    (tmp_path / "t1.nii.gz").symlink_to("../.git/annex/objects/t1.nii.gz")
+    with pytest.raises(FileError, match=r"'t1\.nii\.gz' is a link to what is not there: get its content"):
+        read_volume(tmp_path / "t1.nii.gz")
+
+
 def test_the_affine_is_what_itk_means(tmp_path):
     """An independent reading of the file: a voxel's place by ITK itself, in LPS."""
     volume = scan(grid=GRIDS["oblique, anisotropic"])
@@ -174,6 +180,8 @@ def test_few_counts_are_a_scan_where_it_is_said_to_be_one(tmp_path):
         ("absent.nii.gz", None, "there is no file or folder 'absent.nii.gz'"),
         ("empty.nrrd", b"", "'empty.nrrd' is empty"),
         ("text.txt", b"not an image", "no image format that MedFusion reads"),
+        ("annexed.nii.gz", b"/annex/objects/MD5E-s3--a.nii.gz\n", "only a pointer .*: get its content"),
+        ("in-lfs.nrrd", b"version https://git-lfs.github.com/spec/v1\nsize 3\n", "only a pointer .*: get its content"),
         ("text.nii.gz", b"not an image", "'text.nii.gz' (is no image format|cannot be read)"),
     ),
 )
