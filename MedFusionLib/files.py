@@ -60,9 +60,7 @@ def read_volume(path, modality=None, units=None, name=None, *, series=None, labe
     try:
         folder = path.is_dir()
         if path.is_symlink() and not path.exists():
-            raise FileError(
-                f"{path.name!r} is a link to what is not there (a git-annex dataset?): get its content first."
-            )
+            raise FileError(f"{path.name!r} is a link to what is not there: get its content first (git-annex?).")
         if not folder and not path.is_file():
             raise FileError(f"there is no file or folder {path.name!r}: check the path.")
         if folder or _is_dicom(path):
