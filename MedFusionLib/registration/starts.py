@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .images import mapped
 from .linear import Target, climb, rotation
 
 POINTS = 700
@@ -30,13 +31,16 @@ def multi_start(fixed, moving, center, seed, kept=3, check=None, stretched=False
     candidates = poses.best(np.concatenate([places, *turned]), kept, apart=STEP)
     coarse = len(fixed.levels) - 1
     target = Target(fixed, moving, coarse, 2500, center, seed)
-    refined = []
-    for matrix in candidates:
+
+    def climbed(matrix):
         matrix, _, _ = climb(target, "rigid", matrix, 4.0, 0.5, 25, check=check)
         highest = climb(target, "affine", matrix, 4.0, 1.0, 10, check=check)[0] if stretched else matrix
-        nmi, share = target.value(highest)
-        refined.append((evidence(nmi, share), matrix))
-    return max(refined, key=lambda found: found[0])[1]
+        return evidence(*target.value(highest)), matrix
+
+    best = max((climbed(matrix) for matrix in candidates), key=lambda found: found[0])
+    # Of a region or a small field of view the few points may rank the scanners' own placement too low to be kept.
+    placed = climbed(np.eye(4))
+    return (placed if placed[0] > best[0] and poses.apart(placed[1], best[1]) >= STEP else best)[1]
 
 
 def evidence(nmi, share):
@@ -56,6 +60,7 @@ class _Poses:
         values = level.values[k, j, i]
         self.rows = (values * BINS).to(torch.int64).clamp_(0, BINS - 1) * BINS
         self.points = torch.tensor((points - center).T, dtype=torch.float32, device=fixed.device)
+        self.probes = self.points[:, ::37].cpu().numpy().astype(np.float64).T + center
         self.level = moving.levels[-1]
         self.bins = (self.level.values * BINS).to(torch.int64).clamp_(0, BINS - 1).reshape(-1)
 
@@ -63,16 +68,17 @@ class _Poses:
         """The `count` best of `matrices` (N, 4, 4), fixed -> moving, that differ by `apart` mm or more."""
         chunk = CHUNK // self.points.shape[1]
         scores = np.concatenate([self._scores(matrices[n : n + chunk]) for n in range(0, len(matrices), chunk)])
-        probes = self.points[:, ::37].cpu().numpy().astype(np.float64).T + self.center
-        chosen, images = [], []
+        chosen = []
         for n in np.argsort(-scores, kind="stable"):
-            image = probes @ matrices[n][:3, :3].T + matrices[n][:3, 3]
-            if all(np.linalg.norm(image - other, axis=1).mean() >= apart for other in images):
+            if all(self.apart(matrices[n], other) >= apart for other in chosen):
                 chosen.append(matrices[n])
-                images.append(image)
                 if len(chosen) == count:
                     break
         return chosen
+
+    def apart(self, one, other):
+        """mm, mean over the points, between where two matrices take them."""
+        return np.linalg.norm(mapped(one, self.probes) - mapped(other, self.probes), axis=1).mean()
 
     def _scores(self, matrices):
         shift = np.eye(4)
