@@ -361,10 +361,12 @@ def batch(
     python -m MedFusionLib batch cohort.csv --method laplacian --device cuda -o results
     """
     from .cohort import find_subjects, run_cohort
+    from .files import require_text
     from .outputs import require_folder
     from .pipeline import Coloring
 
     require_folder(output)
+    require_text(cohort)
     if cohort.is_dir() and output.resolve().is_relative_to(cohort.resolve()):
         raise FileError(f"{output.name!r} lies in the cohort's folder: results there would be taken for scans.")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import bids
 from .errors import Cancelled, FileError, MedFusionError
-from .files import read_volume
+from .files import read_volume, require_text
 from .outputs import REPORT, write_result, write_table
 from .pipeline import Request, require_settings, run
 from .volume import MODALITIES
@@ -38,13 +38,17 @@ def find_subjects(cohort):
     """The `Subject`s of a folder (one subfolder each), a BIDS dataset (each session counts as one) or a CSV file
     (column subject, and columns by modality).
 
-    Raises FileError for a cohort that is missing or empty, or a CSV file that is not such a table.
+    Raises FileError for a cohort that is missing, empty or not to be read, or a CSV file that is not such a table.
     """
     cohort = Path(cohort)
+    require_text(cohort)
     if cohort.is_dir():
-        subjects = [Subject(name, sources) for name, sources in bids.scans(cohort).items()] or [
-            _subject_of_folder(folder) for folder in sorted(cohort.iterdir()) if _is_visible_folder(folder)
-        ]
+        try:
+            subjects = [Subject(name, sources) for name, sources in bids.scans(cohort).items()] or [
+                _subject_of_folder(folder) for folder in sorted(cohort.iterdir()) if _is_visible_folder(folder)
+            ]
+        except PermissionError as error:
+            raise FileError(f"{Path(error.filename).name!r} may not be read: check its permissions.") from error
     elif cohort.is_file():
         subjects = _subjects_of_table(cohort)
     else:

@@ -130,6 +130,12 @@ def require_writable(path, volume=None):
     # ITK knows the small ones alone, and writes others under another name or not at all.
     if not path.name.endswith(WRITABLE):
         raise FileError(f"{path.name!r}: write {', '.join(WRITABLE)}, in small letters; the ending says which.")
+    # Readers would look for a list of files, or for one of another name.
+    if path.suffix in (".nhdr", ".mhd") and re.search(r"^LIST|^ |[%\x00-\x1f]", path.name):
+        raise FileError(
+            f"{path.name!r}: the header could not name the file of its voxels so that readers find it: choose another"
+            " name, or .nrrd or .mha."
+        )
     require_place(path)
     if volume is not None and _ending(path.name) in (".nii", ".nii.gz") and _is_sheared(volume.affine):
         raise GeometryError(
@@ -151,11 +157,17 @@ def require_place(path):
 
 
 def require_text(path):
-    """Raise FileError for a path that is no UTF-8, as old archives unpack to: ITK would end the process."""
+    """Raise FileError for a path that is no UTF-8, as old archives unpack to (ITK would end the process), that is too
+    long, or in a folder that may not be looked into."""
     try:
         str(path).encode()
+        os.stat(path)
     except UnicodeEncodeError as error:
         raise FileError(f"the path of {Path(path).name!r} has letters that are no UTF-8: rename it.") from error
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise FileError(f"{Path(path).name!r} cannot be reached ({error.strerror}): check the path.") from error
 
 
 def require_space(path, size):

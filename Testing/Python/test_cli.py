@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -428,6 +429,38 @@ def test_batch_goes_on_after_a_subject_whose_name_is_no_utf8(call, cohort):
     code, out, _ = call("batch", cohort / "in", "-o", cohort / "out", "--registration", "none", "--method", "average")
     assert code == 1 and "rename it" in out
     assert [row["state"] for row in summary(cohort).values()] == ["done", "failed", "done"]
+
+
+@pytest.fixture
+def stranger():
+    """A folder whose cohort/barred may not be looked into, by another user where the tests are run by root."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        barred = Path(place) / "cohort" / "barred"
+        barred.mkdir(parents=True)
+        barred.chmod(0)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        yield Path(place)
+        if root:
+            os.seteuid(0)
+        barred.chmod(0o700)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+def test_places_that_may_not_be_looked_into_are_said(call, stranger):
+    barred = stranger / "cohort" / "barred"
+    for arguments, message in (
+        (("run", "a.nii", "b.nii", "-o", barred / "out"), "'out' cannot be reached"),
+        (("fuse", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
+        (("register", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
+        (("fuse", barred / "a.nii", "b.nii", "-o", stranger.parent / "f.nii"), "'a.nii' cannot be reached"),
+        (("batch", barred / "list.csv", "-o", stranger.parent / "medfusion-out"), "'list.csv' cannot be reached"),
+        (("batch", stranger / "cohort", "-o", stranger.parent / "medfusion-out"), "'barred' may not be read"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 1 and message in err, (arguments, err)
 
 
 def test_batch_says_what_a_subject_lacks(call, cohort):

@@ -63,6 +63,25 @@ def test_a_link_to_what_was_not_fetched_says_so(tmp_path):
         read_volume(tmp_path / "t1.nii.gz")
 
 
+@pytest.mark.parametrize("ending", (".mhd", ".nhdr"))
+@pytest.mark.parametrize("name", ("100%", "a%03d", "%s", "LIST", " scan", "two\nlines"))
+def test_voxels_in_a_second_file_get_no_name_that_readers_take_for_another(tmp_path, name, ending):
+    """Of 100%.mhd they made zeros, of LIST.mhd what was in memory, and %s.mhd ended the process."""
+    with pytest.raises(FileError, match="choose another name"):
+        write_volume(scan(), tmp_path / f"{name}{ending}")
+    assert not list(tmp_path.iterdir())
+    write_volume(scan(), tmp_path / f"{name}.nrrd")
+    np.testing.assert_array_equal(read_volume(tmp_path / f"{name}.nrrd").array, scan().array)
+
+
+def test_a_name_too_long_for_the_disk_says_so(tmp_path):
+    long = tmp_path / f"{'a' * 300}.nii.gz"
+    with pytest.raises(FileError, match=r"\.nii\.gz' cannot be reached .*: check the path"):
+        read_volume(long)
+    with pytest.raises(FileError, match=r"\.nii\.gz' cannot be reached .*: check the path"):
+        write_volume(scan(), long)
+
+
 def test_the_affine_is_what_itk_means(tmp_path):
     """An independent reading of the file: a voxel's place by ITK itself, in LPS."""
     volume = scan(grid=GRIDS["oblique, anisotropic"])
