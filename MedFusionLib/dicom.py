@@ -184,7 +184,9 @@ def _scan(path):
     """{series instance UID: [header, ...]}; every header knows its `filename`."""
     import pydicom
 
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    # A link to nowhere, as of a dataset fetched in part, is an image that is lost.
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [file for file in found if file.is_file() or (file.is_symlink() and not file.exists())]
     groups, damaged = defaultdict(dict), 0
     for file in files:
         if file.name == "DICOMDIR":
@@ -207,7 +209,9 @@ def _scan(path):
     if damaged and not groups:
         raise FileError(f"{path.resolve().name!r} is damaged or cut short: copy or export it again.")
     if damaged:
-        log.warning("%d damaged DICOM files are left out: see that the series is whole, or copy it again.", damaged)
+        log.warning(
+            "%d damaged or missing DICOM files are left out: see that the series is whole, or copy it again.", damaged
+        )
     return {uid: list(headers.values()) for uid, headers in groups.items()}
 
 

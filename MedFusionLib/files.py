@@ -377,6 +377,17 @@ def _is_packed(path):
         return file.read(2) == b"\x1f\x8b"
 
 
+def _is_torn(path):
+    """Whether a file is packed and cannot be unpacked; ITK says of one whose beginning is damaged that it is none."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(2**24):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return _is_packed(path)
+    return False
+
+
 def _as_3d(image):
     if image.GetDimension() == 2:
         return sitk.JoinSeries(image)
@@ -424,6 +435,8 @@ def _why_not_read(path, said):
             f"{path.name!r} has a sheared grid (a CT with gantry tilt, say), which NIfTI readers do not agree on:"
             " convert it to .nrrd, or read the DICOM folder."
         )
+    if _is_torn(path):
+        return _DAMAGED.format(repr(path.name))
     if "Unable to determine ImageIO" in said or "no suitable ImageIO" in said.lower():
         return f"{path.name!r} is no image format that MedFusion reads: give NIfTI, NRRD, MetaImage or a DICOM folder."
     return _DAMAGED.format(repr(path.name))

@@ -226,7 +226,7 @@ def test_damaged_files_are_pointed_out(tmp_path, caplog):
         caplog.clear()
         files[-1].write_bytes(last[:cut])
         np.testing.assert_array_equal(read_volume(tmp_path / "ct").array, stored[:-1] - 1024)
-        assert "1 damaged DICOM files are left out" in caplog.text, cut
+        assert "1 damaged or missing DICOM files are left out" in caplog.text, cut
     caplog.clear()
     report = pydicom.dcmread(files[0])
     for tag in ("Rows", "Columns", "PixelData"):
@@ -240,6 +240,15 @@ def test_damaged_files_are_pointed_out(tmp_path, caplog):
         file.unlink()
     with pytest.raises(FileError, match="'ct' is damaged or cut short"):
         read_volume(tmp_path / "ct")
+
+
+def test_links_to_slices_that_were_not_fetched_are_pointed_out(tmp_path, caplog):
+    stored = write_series(tmp_path / "ct")
+    last = max((tmp_path / "ct").iterdir(), key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+    last.unlink()
+    last.symlink_to("../.git/annex/objects/slice")
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct").array, stored[:-1] - 1024)
+    assert "1 damaged or missing DICOM files are left out" in caplog.text
 
 
 def test_no_patient_in_the_log(tmp_path, caplog):

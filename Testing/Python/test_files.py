@@ -212,6 +212,16 @@ def test_unreadable_files_say_why(tmp_path, name, content, message, capfd):
     assert str(tmp_path) not in "".join(capfd.readouterr())
 
 
+def test_of_a_packed_file_whose_beginning_is_damaged_it_is_not_said_that_it_is_no_image(tmp_path):
+    write_volume(scan((20, 30, 40)), tmp_path / "v.nii.gz")
+    content = bytearray((tmp_path / "v.nii.gz").read_bytes())
+    content[100] ^= 0xFF
+    for damaged in (content, content[:90]):
+        (tmp_path / "v.nii.gz").write_bytes(damaged)
+        with pytest.raises(FileError, match=r"'v\.nii\.gz' cannot be read: it is damaged"):
+            read_volume(tmp_path / "v.nii.gz")
+
+
 @pytest.mark.parametrize(("old", "new"), ((b"=0.0 100.0", b"=0.0 1;0.0"), (b"=0.0 100.0", b"=0.0 1 0.0")))
 def test_a_damaged_display_range_is_said(tmp_path, old, new):
     write_volume(scan(display_range=(0, 100)), tmp_path / "v.nrrd")
