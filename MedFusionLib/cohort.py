@@ -14,7 +14,7 @@ from pathlib import Path
 from . import bids
 from .errors import Cancelled, FileError, MedFusionError
 from .files import read_volume, require_text
-from .outputs import REPORT, write_result, write_table
+from .outputs import NAMES, REPORT, write_result, write_table
 from .pipeline import Request, require_settings, run
 from .volume import MODALITIES
 
@@ -95,6 +95,10 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
                 f"this subject has {count} scan{'s' * (count != 1)}: give two or three. What else lies in its"
                 " folder must go elsewhere, or a CSV file can name the scans."
             )
+        results = {(folder / name).resolve() for name in NAMES}
+        for path, _ in subject.sources:
+            if path.resolve() in results:
+                raise FileError(f"{path.name!r} would be written over by the results: choose another folder for them.")
         volumes = [read_volume(path, modality) for path, modality in subject.sources]
         read = time.perf_counter() - began
         order = {modality: place for place, modality in enumerate(MODALITIES)}

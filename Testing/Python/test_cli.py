@@ -493,6 +493,17 @@ def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
     assert json.loads((cohort / "out" / "two" / "report.json").read_text())["reference"] == "CT"
 
 
+def test_batch_writes_no_result_over_a_scan(call, cohort):
+    scan = cohort / "in" / "anna" / "fused.nrrd"
+    (cohort / "in" / "anna" / "t1.nrrd").rename(scan)
+    before = scan.read_bytes()
+    (cohort / "in" / "list.csv").write_text("subject,CT,MR\nanna,anna/ct.nrrd,anna/fused.nrrd\n")
+    arguments = ("-o", cohort / "in", "--registration", "none", "--method", "average")
+    code, out, _ = call("batch", cohort / "in" / "list.csv", *arguments)
+    assert code == 1 and "would be written over" in " ".join(out.split())
+    assert scan.read_bytes() == before
+
+
 @pytest.mark.parametrize("verb", ("run", "batch"))
 def test_reading_counts_as_time(call, cohort, monkeypatch, verb):
     def slow(*arguments, **options):
