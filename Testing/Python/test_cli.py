@@ -1,5 +1,6 @@
 """The command line as people type it: exit codes, what it says, and what lies on the disk afterwards."""
 
+import contextlib
 import csv
 import json
 import math
@@ -431,35 +432,41 @@ def test_batch_goes_on_after_a_subject_whose_name_is_no_utf8(call, cohort):
     assert [row["state"] for row in summary(cohort).values()] == ["done", "failed", "done"]
 
 
-@pytest.fixture
-def stranger():
-    """A folder whose cohort/barred may not be looked into, by another user where the tests are run by root."""
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        barred = Path(place) / "cohort" / "barred"
-        barred.mkdir(parents=True)
-        barred.chmod(0)
-        root = os.geteuid() == 0
-        if root:
-            os.seteuid(65534)
-        yield Path(place)
+@contextlib.contextmanager
+def barred_from(folder):
+    """Within, `folder` may not be looked into; root may everywhere, so where it runs the tests, it is another user."""
+    folder.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
         if root:
             os.seteuid(0)
-        barred.chmod(0o700)
+        folder.chmod(0o700)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
-def test_places_that_may_not_be_looked_into_are_said(call, stranger):
-    barred = stranger / "cohort" / "barred"
-    for arguments, message in (
-        (("run", "a.nii", "b.nii", "-o", barred / "out"), "'out' cannot be reached"),
-        (("fuse", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
-        (("register", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
-        (("fuse", barred / "a.nii", "b.nii", "-o", stranger.parent / "f.nii"), "'a.nii' cannot be reached"),
-        (("batch", barred / "list.csv", "-o", stranger.parent / "medfusion-out"), "'list.csv' cannot be reached"),
-        (("batch", stranger / "cohort", "-o", stranger.parent / "medfusion-out"), "'barred' may not be read"),
-    ):
-        code, _, err = call(*arguments)
+def test_places_that_may_not_be_looked_into_are_said(call):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are open to their owner alone
+        place = Path(name)
+        place.chmod(0o755)
+        barred = place / "cohort" / "barred"
+        barred.mkdir(parents=True)
+        cases = (
+            (("run", "a.nii", "b.nii", "-o", barred / "out"), "'out' cannot be reached"),
+            (("fuse", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
+            (("register", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
+            (("batch", barred / "list.csv", "-o", place / "results"), "'list.csv' cannot be reached"),
+            (("batch", place / "cohort", "-o", place / "results"), "'barred' may not be read"),
+        )
+        for arguments, _ in cases:
+            call(*arguments)  # imports what another user might not
+        (place / "results").chmod(0o777)
+        with barred_from(barred):
+            said = [call(*arguments) for arguments, _ in cases]
+    for (arguments, message), (code, _, err) in zip(cases, said, strict=True):
         assert code == 1 and message in err, (arguments, err)
 
 
