@@ -106,6 +106,8 @@ def _both_ways(fixed, moving, model, matrix, stages, how):
         return matrix
     outside = _outside(one, other, matrix_one), _outside(other, one, back)
     share = outside[0] ** 2 / (outside[0] ** 2 + outside[1] ** 2)
+    if one.mask or other.mask:
+        share = 0.5  # what a mask leaves out of the comparison counts both ways, and not as outside
     between = expm(-share * logm(around).real) @ matrix_one
     return between if one is fixed else np.linalg.inv(between)
 
