@@ -360,6 +360,7 @@ def batch(
 
     python -m MedFusionLib batch cohort.csv --method laplacian --device cuda -o results
     """
+    from . import bids
     from .cohort import find_subjects, run_cohort
     from .files import require_text
     from .outputs import require_folder
@@ -367,7 +368,10 @@ def batch(
 
     require_folder(output)
     require_text(cohort)
-    if cohort.is_dir() and output.resolve().is_relative_to(cohort.resolve()):
+    inside = cohort.is_dir() and output.resolve().is_relative_to(cohort.resolve())
+    # BIDS keeps what was made of a dataset in its derivatives.
+    derived = inside and output.resolve().is_relative_to((cohort / "derivatives").resolve()) and bids.scans(cohort)
+    if inside and not derived:
         raise FileError(f"{output.name!r} lies in the cohort's folder: results there would be taken for scans.")
 
     settings = {

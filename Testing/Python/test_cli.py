@@ -565,6 +565,11 @@ def test_batch_takes_a_bids_dataset(call, cohort):
     for name, modalities in (("sub-01", ["CT", "MR"]), ("sub-02_ses-a", ["MR", "PT"])):
         report = json.loads((cohort / "out" / name / "report.json").read_text())
         assert sorted(source["modality"] for source in report["sources"]) == modalities
+    arguments = (dataset, "--registration", "none", "--method", "average", "-o")
+    assert "lies in the cohort's folder" in call("batch", *arguments, dataset / "sub-01" / "fused")[2]
+    for _ in range(2):
+        assert "has 1 scan" in call("batch", *arguments, dataset / "derivatives" / "medfusion")[1]
+    assert (dataset / "derivatives" / "medfusion" / "sub-01" / "fused.nrrd").is_file()
 
 
 def test_batch_leaves_out_what_lies_beside_the_scans(call, cohort):
