@@ -37,7 +37,7 @@ from MedFusionLib.errors import Cancelled, MedFusionError, MethodError, VolumeEr
 from MedFusionLib.fusion.registry import methods
 from MedFusionLib.normalize import display_range
 from MedFusionLib.pipeline import Coloring, Request, leaned, require_reference
-from MedFusionLib.volume import FUNCTIONAL
+from MedFusionLib.volume import FUNCTIONAL, is_single
 
 INPUTS = ("first", "second", "third")
 
@@ -896,8 +896,7 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
 
 def _several(value):
     """list of what a script gave for several scans; of a single thing, itself alone."""
-    single = isinstance(value, (str, vtk.vtkObject)) or not hasattr(value, "__iter__")
-    return [value] if single else list(value)
+    return [value] if isinstance(value, vtk.vtkObject) or is_single(value) else list(value)
 
 
 def pythonInterpreter():

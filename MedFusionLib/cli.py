@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .device import is_out_of_memory
 from .errors import FileError, MedFusionError, MethodError
 
 app = typer.Typer(
@@ -78,7 +79,7 @@ def main(arguments=None):
         err.print(f"[red]Error:[/red] {_plain(str(error))}", soft_wrap=True)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         err.print("[red]Error:[/red] there is not enough memory: crop the volumes or resample them to larger voxels.")
         sys.exit(1)
@@ -502,14 +503,6 @@ def demo(
         with err.status("Making a head phantom"):
             subject = make(seed)
     run_demo(subject, output, method, device, seed, _bar)
-
-
-def _is_out_of_memory(error):
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from .device import is_out_of_memory
-
-    return is_out_of_memory(error)
 
 
 def print_scores(scores):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from .errors import DeviceError
 
 
@@ -27,8 +29,9 @@ def choose(name="auto"):
 
 def is_out_of_memory(error):
     """Whether an exception says that a device or the machine ran out of memory."""
-    import torch
-
+    torch = sys.modules.get("torch")  # which is not imported for that: what has not been says nothing
+    if torch is None:
+        return isinstance(error, MemoryError)
     text = str(error).lower()
     return (
         isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))

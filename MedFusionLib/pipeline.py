@@ -8,7 +8,7 @@ from numbers import Integral
 from os import PathLike
 
 from .errors import Cancelled, MethodError, RegistrationError
-from .volume import FUNCTIONAL, Volume, require_different, require_usable, require_volume
+from .volume import FUNCTIONAL, Volume, is_single, require_different, require_usable, require_volume
 
 MODELS = ("none", "rigid", "affine", "deformable")
 UNTRUSTED = ("warn", "stop")
@@ -92,9 +92,7 @@ def run(request, progress=None, cancelled=None):
     require_settings(request)
     with steps("read", 0.0, 0.05) as report:
         report(0, "Reading")
-        # One path is no list of letters.
-        single = isinstance(request.sources, str) or not hasattr(request.sources, "__iter__")
-        sources = [_read(source) for source in ([request.sources] if single else request.sources)]
+        sources = [_read(source) for source in ([request.sources] if is_single(request.sources) else request.sources)]
         _check(request, sources)
     fixed = sources[request.reference]
     registrations, aligned, messages = [], [], []

@@ -162,9 +162,14 @@ def require_volume(value):
         raise VolumeError(f"a {type(value).__name__} is no Volume{held}: give what read_volume returns.")
 
 
+def is_single(value):
+    """Whether a value given for several things is one of them: a string is no list of letters."""
+    return isinstance(value, Volume | str) or not hasattr(value, "__iter__")
+
+
 def require_several(sources):
     """`sources` as a list. Raises VolumeError where they are a single thing, not several."""
-    if isinstance(sources, Volume | str) or not hasattr(sources, "__iter__"):
+    if is_single(sources):
         raise VolumeError(f"one {type(sources).__name__}, not a list of Volumes: give two or three in brackets.")
     return list(sources)
 

@@ -104,10 +104,11 @@ def _both_ways(fixed, moving, model, matrix, stages, how):
     at_center = np.linalg.norm(gap @ np.append(other.center_of_mass, 1))
     if at_center + RADIUS * np.linalg.norm(gap[:3, :3], 2) > FARTHEST:
         return matrix
-    outside = _outside(one, other, matrix_one), _outside(other, one, back)
-    share = outside[0] ** 2 / (outside[0] ** 2 + outside[1] ** 2)
     if one.mask or other.mask:
         share = 0.5  # what a mask leaves out of the comparison counts both ways, and not as outside
+    else:
+        there, here = _outside(one, other, matrix_one) ** 2, _outside(other, one, back) ** 2
+        share = there / (there + here)
     between = expm(-share * logm(around).real) @ matrix_one
     return between if one is fixed else np.linalg.inv(between)
 
