@@ -28,6 +28,7 @@ def test_ct_in_hu_has_one_fixed_window():
     assert looks_like_hu(volume(hu, "CT"))
     assert not looks_like_hu(volume(hu + 1000, "CT"))
     assert not looks_like_hu(volume(hu, "MR"))
+    assert not looks_like_hu(volume(hu, "CT", "mg/mL"))
 
 
 def test_a_volume_s_own_range_wins():
@@ -47,6 +48,17 @@ def test_a_few_wild_voxels_do_not_blacken_the_rest():
     values[6, 5, 4:24] = 1e6  # 20 failed fits of an ADC map
     assert display_range(volume(values)) == pytest.approx(expected, rel=0.1)
     assert display_range(volume(values, "PT"))[1] > 1e5  # a lesion may be as small
+
+
+def test_a_scan_that_goes_below_zero_has_its_black_there_and_pet_at_zero():
+    values = np.linspace(-900, 900, 24_000).reshape(20, 30, 40)
+    for modality, black, percentile in (("MR", np.percentile(values, 0.5), 99.8), ("PT", 0, 99.95)):
+        white = np.percentile(values[values > black + 0.02 * (900 - black)], percentile)
+        assert display_range(volume(values, modality)) == pytest.approx((black, white), rel=1e-9)
+    values = np.linspace(-1000, -980, 24_000).reshape(20, 30, 40)
+    expected = display_range(volume(values))
+    values[3, 4, 5:20] = 20  # fifty times as far as the rest reaches
+    assert display_range(volume(values)) == pytest.approx(expected, abs=0.1)
 
 
 def test_a_small_hot_spot_does_not_saturate_in_pet():
@@ -98,13 +110,17 @@ def test_few_bright_voxels_still_give_a_range():
     values = np.zeros((5, 6, 7))
     values[2, 3, 4] = 9.0
     assert display_range(volume(values)) == (0.0, 9.0)
+    assert display_range(volume(-values)) == (-9.0, 0.0)
 
 
 @pytest.mark.parametrize("size", [1e-50, 1e-38, 1e39, 1e300])
 def test_values_that_single_precision_lacks_are_scaled(size):
     array = np.linspace(0, 1, 60).reshape(3, 4, 5)
-    unit = to_unit(Volume(array * size, np.eye(4), "MR", display_range=(0, size)))
-    assert np.allclose(unit, array, atol=1e-6)
+    for black in (0, -0.5):
+        unit = to_unit(
+            Volume((array + black) * size, np.eye(4), "MR", display_range=(black * size, (1 + black) * size))
+        )
+        assert np.allclose(unit, array, atol=1e-6)
 
 
 def test_half_precision_is_scaled_as_single_precision_is():

@@ -40,6 +40,14 @@ def test_the_array_is_kept_and_never_copied():
     assert volume(array).array is array
 
 
+def test_the_matrix_is_a_copy_in_double_precision():
+    affine = np.eye(4, dtype=np.float32)
+    v = volume(affine=affine)
+    affine[0, 3] = 5
+    assert v.affine.dtype == np.float64 and np.array_equal(v.affine, np.eye(4))
+    assert np.array_equal(volume(affine=affine.tolist()).affine, affine)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     (
@@ -59,7 +67,8 @@ def test_arrays_that_are_no_volume(array, message):
     ("affine", "message"),
     (
         (np.eye(3), "finite 4x4"),
-        (np.full((4, 4), np.nan), "finite 4x4"),
+        (np.diag([np.nan, 1, 1, 1]), "finite 4x4"),
+        (np.diag([np.inf, 1, 1, 1]), "finite 4x4"),
         (np.diag([1, 1, 1, 2]), "finite 4x4"),
         (np.diag([1, 1, 0, 1]), "singular"),
     ),
@@ -86,9 +95,11 @@ def test_the_same_grid_is_told_from_another():
     shifted = oblique(30)
     shifted[0, 3] += 2e-3
     turned = oblique(30.1)
+    longer = oblique(30) @ np.diag([1.0002, 1, 1, 1])  # 0.0004 mm a voxel, over four of them
     assert volume(affine=oblique(30)).same_grid(volume(affine=oblique(30)))
     assert not volume(affine=oblique(30)).same_grid(volume(affine=shifted))
     assert not volume(affine=oblique(30)).same_grid(volume(affine=turned))
+    assert not volume(affine=oblique(30)).same_grid(volume(affine=longer))
     assert not volume().same_grid(volume(np.zeros((3, 4, 6))))
 
 
