@@ -161,9 +161,7 @@ def _seconds_from_injection(headers, agent):
             day, clock = header.get(f"{kind}Date") or header.get("SeriesDate"), header.get(f"{kind}Time")
             if day and clock:
                 scans.append(_moment(day, clock))
-    scan = min(scans) if scans else None
-    if scan is None:
-        raise ValueError
+    scan = min(scans)  # ValueError where nothing says when
     if agent.get("RadiopharmaceuticalStartDateTime"):
         text = str(agent.RadiopharmaceuticalStartDateTime)
         injected = _moment(text[:8], text[8:])

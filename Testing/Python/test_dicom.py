@@ -137,6 +137,9 @@ def test_uneven_slices_are_refused_and_rounding_is_not(tmp_path):
     write_series(tmp_path / "uneven", places=[0, 2.5, 5, 7.9, 10.4, 12.9])
     with pytest.raises(GeometryError, match=r"uneven slices \(2\.50 to 2\.90 mm apart\)"):
         read_volume(tmp_path / "uneven")
+    write_series(tmp_path / "near", places=[0, 2.5, 5, 7.2, 9.7, 12.2])
+    with pytest.raises(GeometryError, match=r"uneven slices \(2\.20 to 2\.50 mm apart\)"):
+        read_volume(tmp_path / "near")
     write_series(tmp_path / "even", places=[0, 2.51, 5, 7.49, 10, 12.5])
     assert read_volume(tmp_path / "even").spacing[2] == pytest.approx(2.5)
 
@@ -152,6 +155,12 @@ def test_a_scout_among_the_slices_is_refused(tmp_path):
     scout = header(ImageOrientationPatient=[1, 0, 0, 0, 0, -1], ImagePositionPatient=[0, 0, 0], PixelSpacing=[0.8, 0.6])
     save(scout, np.zeros(SHAPE[1:]), tmp_path / "ct" / "scout.dcm")
     with pytest.raises(GeometryError, match="different directions"):
+        read_volume(tmp_path / "ct")
+    # Parallel, and of larger pixels.
+    scout.ImageOrientationPatient, scout.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-12.5, 30, 115]
+    scout.PixelSpacing = [0.8, 0.9]
+    save(scout, np.zeros(SHAPE[1:]), tmp_path / "ct" / "scout.dcm")
+    with pytest.raises(GeometryError, match="pixel sizes"):
         read_volume(tmp_path / "ct")
 
 
@@ -202,6 +211,20 @@ def test_images_without_a_place_are_refused(tmp_path):
     save(header(modality="OT", description="Capture"), np.zeros((5, 7)), tmp_path / "x" / "capture.dcm")
     with pytest.raises(GeometryError, match="OT “Capture” does not say where"):
         read_volume(tmp_path / "x")
+
+
+def test_an_image_without_a_place_among_the_slices_is_left_out(tmp_path, caplog):
+    stored = write_series(tmp_path / "ct")
+    save(header(), np.zeros(SHAPE[1:]), tmp_path / "ct" / "capture.dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct").array, stored - 1024)
+    assert "1 images of the series say no position and are left out" in caplog.text
+
+
+def test_values_that_no_short_integer_holds_are_kept(tmp_path):
+    stored = write_series(tmp_path / "mr", modality="MR", RescaleIntercept=32000)
+    mr = read_volume(tmp_path / "mr")
+    assert mr.array.dtype == np.float32
+    np.testing.assert_array_equal(mr.array, stored + 32000)
 
 
 def test_colour_captures_are_refused(tmp_path):
@@ -315,6 +338,25 @@ def test_values_are_those_stored_where_small_ones_are_shown_bright(tmp_path):
         tmp_path / "pt", PhotometricInterpretation="MONOCHROME1", slopes=[2, 3, 4, 5, 6, 7], Units="CNTS", modality="PT"
     )
     np.testing.assert_array_equal(read_volume(tmp_path / "pt").array, stored * np.arange(2, 8)[:, None, None])
+    stored = write_series(tmp_path / "ct", PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct").array, stored - 1024)
+    stored = write_series(tmp_path / "mr", PhotometricInterpretation="MONOCHROME1", RescaleSlope=None, modality="MR")
+    np.testing.assert_array_equal(read_volume(tmp_path / "mr").array, stored - 1024)
+
+
+def test_an_injection_told_with_its_day():
+    tags = pet_tags(waited=2 * 86400 + 3600)
+    agent = tags["RadiopharmaceuticalInformationSequence"][0]
+    agent.RadionuclideHalfLife = 282_276  # zirconium-89
+    agent.RadiopharmaceuticalStartDateTime = INJECTED.strftime("%Y%m%d%H%M%S.00+0000")
+    decayed = 2 ** ((2 * 86400 + 3600) / 282_276)
+    assert suv_factor([header(**tags)]) == (pytest.approx(2e-4 * decayed), "SUV")
+
+
+def test_the_scan_s_time_is_that_of_its_first_slice_where_the_series_has_none():
+    expected = pytest.approx(2e-4 * 2 ** (3630 / HALF_LIFE)), "SUV"
+    first, later = header(**pet_tags(SeriesDate=None)), header(**pet_tags(waited=4000, SeriesDate=None))
+    assert suv_factor([later, first]) == expected
 
 
 def test_an_injection_of_the_evening_before():
@@ -339,6 +381,20 @@ def test_suv_by_the_vendor_s_factor_for_counts():
     # The block puts the element at (7053,1000).
     assert suv_factor([dataset]) == (pytest.approx(0.000321), "SUV")
     assert suv_factor([header(**pet_tags(Units="CNTS"))]) == (1.0, "counts")
+    # It is for counts alone.
+    dataset.Units = "BQML"
+    assert suv_factor([dataset]) == suv_factor([header(**pet_tags())])
+
+
+def test_the_vendor_s_factor_is_read_from_the_files(tmp_path):
+    stored = write_series(tmp_path / "pt", slopes=[2] * len(SHAPE) * 2, **pet_tags(Units="CNTS"))
+    for file in (tmp_path / "pt").iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.private_block(0x7053, "Philips PET Private Group", create=True).add_new(0x00, "DS", "0.25")
+        dataset.save_as(file)
+    pet = read_volume(tmp_path / "pt")
+    assert pet.units == "SUV"
+    np.testing.assert_array_equal(pet.array, stored * 0.5)
 
 
 @pytest.mark.parametrize(

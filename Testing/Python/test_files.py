@@ -1,6 +1,7 @@
 """Files: what is written comes back, geometry and meaning included; what cannot be read is refused in plain words."""
 
 import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -130,6 +131,11 @@ def test_meaning_comes_back_where_the_format_holds_it(tmp_path, ending):
     back = read_volume(tmp_path / f"v{ending}")
     assert (back.modality, back.units, back.name, back.display_range) == ("PT", "SUV", "a scan", (0, 12.5))
     assert back.attributes == {"MedFusion.Method": "average"}
+    named = read_volume(tmp_path / f"v{ending}", name="other")
+    assert (named.modality, named.units, named.name) == ("PT", "SUV", "other")
+    # A CT's units are what it says, however low it goes.
+    write_volume(Volume(scan().array - 1e4, np.eye(4), "CT", "mg/mL"), tmp_path / f"w{ending}")
+    assert read_volume(tmp_path / f"w{ending}").units == "mg/mL"
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -171,6 +177,10 @@ def test_colour_with_alpha_and_complex_numbers_are_refused(tmp_path):
     sitk.WriteImage(four, str(tmp_path / "rgba.nrrd"))
     with pytest.raises(VolumeError, match=r"'rgba\.nrrd' has 4 values a voxel"):
         read_volume(tmp_path / "rgba.nrrd")
+    for ending in (".nii", ".nrrd", ".mha"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 5, 6), 1j)), str(tmp_path / f"c{ending}"))
+        with pytest.raises(VolumeError, match=f"'c{ending}' has 2 values a voxel"):
+            read_volume(tmp_path / f"c{ending}")
 
 
 def test_label_maps_are_refused_unless_asked_for(tmp_path):
@@ -189,6 +199,8 @@ def test_few_counts_are_a_scan_where_it_is_said_to_be_one(tmp_path):
     with pytest.raises(VolumeError, match="few counts, say its modality"):
         read_volume(tmp_path / "pet-seg.nii")
     assert read_volume(tmp_path / "pet-seg.nii", "NM").modality == "NM"
+    write_volume(Volume(counts, np.eye(4), "PT"), tmp_path / "v.nrrd")
+    assert read_volume(tmp_path / "v.nrrd").modality == "PT"
     with pytest.raises(VolumeError, match="segmentation"):
         read_volume(tmp_path / "pet-seg.nii", "CT")
 
@@ -344,6 +356,19 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     assert (tmp_path / "v.nrrd").read_bytes() == before
 
 
+@pytest.mark.parametrize(("ending", "voxels"), ((".nhdr", ".raw.gz"), (".mhd", ".zraw")))
+def test_the_header_is_moved_into_place_after_its_voxels(tmp_path, monkeypatch, ending, voxels):
+    moved, replace = [], os.replace
+
+    def seen(source, target):
+        moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", seen)
+    write_volume(scan(), tmp_path / f"v{ending}")
+    assert moved == [f"v{voxels}", f"v{ending}"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
 @pytest.mark.parametrize("ending", (".nrrd", ".nii.gz", ".nii", ".mha", ".mhd"))
 def test_a_full_disk_is_reported_and_nothing_stays(tmp_path, ending):
@@ -373,6 +398,8 @@ def test_modality_is_guessed_by_the_name_or_by_hounsfield_units(tmp_path):
     hu[5:15, 5:7, 5:15] = 900
     positive = Volume(np.abs(hu), np.eye(4))
     assert guess_modality(Volume(hu, np.eye(4))) == "CT"
+    assert guess_modality(Volume(np.where(hu == -1000, -2000, hu), np.eye(4))) == "OT"  # no air
+    assert guess_modality(Volume(rng.integers(-4096, 4096, (20, 20, 20)), np.eye(4))) == "OT"  # phase, of noise
     assert guess_modality(positive) == "OT"
     assert guess_modality(positive, "sub-01_T1w.nii.gz") == "MR"
     assert guess_modality(positive, "brain_PET_fdg.nii") == "PT"
