@@ -114,6 +114,7 @@ def hierarchy_items():
 def test_nodes_hold_what_the_result_says(view):
     ct, pet = inputs()
     ct.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    pet.SetAttribute("DICOM.instanceUIDs", "5.6.7")
     study = study_of([ct, pet])
     result, request = result_of(ct, pet)
     added = mrml.add_result(result, [ct, pet], request)
@@ -129,7 +130,8 @@ def test_nodes_hold_what_the_result_says(view):
     assert added.fused.GetDisplayNode().GetWindowLevelMax() == 1
     assert added.fused.GetVoxelValueUnits().GetCodeValue() == "1"
     assert added.overlay.GetVoxelValueUnits().GetCodeMeaning() == "Standardized Uptake Value body weight"
-    assert added.fused.GetAttribute("DICOM.instanceUIDs") == "1.2.3 1.2.4"
+    instances = [node.GetAttribute("DICOM.instanceUIDs") for node in (added.fused, added.rgb, added.overlay)]
+    assert instances == ["1.2.3 1.2.4", "1.2.3 1.2.4", "5.6.7"]
     assert added.fused.GetAttribute("MedFusion.Method") == "average"
     assert added.fused.GetAttribute("MedFusion.Source2").startswith("PT SUV 0..")
     assert [added.fused.GetNthNodeReference(mrml.SOURCE_ROLE, n) for n in (0, 1)] == [ct, pet]
@@ -137,6 +139,7 @@ def test_nodes_hold_what_the_result_says(view):
     assert added.transforms[0] is None
     assert transform.GetNodeReference(transform.GetMovingNodeReferenceRole()) is pet
     assert transform.GetNodeReference(transform.GetFixedNodeReferenceRole()) is ct
+    assert transform.GetAttribute("MedFusion.Registration") == "rigid"
     assert transform.GetAttribute("MedFusion.Quality") == "check: the overlap is small."
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     for node in (added.fused, added.overlay, added.rgb, transform):
@@ -315,16 +318,23 @@ def test_the_threshold_is_in_the_pets_own_units(view):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "colored"), [(49.5, (50, 80)), (49, (49, 50, 80)), (80.5, ()), (None, (49, 50, 80))]
+    ("threshold", "black", "white", "colored"),
+    [
+        (49.5, 0, 80, (50, 80)),
+        (49, 0, 80, (49, 50, 80)),
+        (80.5, 0, 80, ()),
+        (None, 0, 80, (49, 50, 80)),
+        (None, 48.5, 51, (49, 50, 80)),
+    ],
 )
-def test_whole_counts_are_shown_from_the_threshold_on(view, threshold, colored):
+def test_whole_counts_are_shown_from_the_threshold_on(view, threshold, black, white, colored):
     """The same voxels as in the colour volume: VTK compares counts with a threshold without its decimals."""
     ct = head("CT")
     counts = np.zeros(ct.array.shape, np.uint16)
     columns = {0: 5, 49: 15, 50: 25, 80: 33}
     for count, i in columns.items():
         counts[:, :, i - 2 : i + 3] = count
-    sources = ct, Volume(counts, ct.affine, "NM", "counts", "SPECT")
+    sources = ct, Volume(counts, ct.affine, "NM", "counts", "SPECT", (black, white))
     same = Registration("none", np.eye(4), None, Grid.of(ct))
     coloring = Coloring("PET-Rainbow2", 1.0, threshold)
     fusion = fuse(sources, "average", device="cpu")
