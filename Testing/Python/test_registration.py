@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from MedFusionLib import phantom
-from MedFusionLib.errors import Cancelled, FileError, MethodError, VolumeError
+from MedFusionLib.errors import Cancelled, FileError, GeometryError, MethodError, VolumeError
 from MedFusionLib.registration import Grid, Registration, register
 from MedFusionLib.registration.result import HEADER, read_matrix
 from MedFusionLib.volume import LPS, Volume
@@ -414,7 +414,8 @@ def test_a_transform_file_is_read_back_to_the_same_matrix(tmp_path):
     scan = blob()
     Registration("deformable", matrix, shifted_field(scan, (1, 2, 3)), Grid.of(scan)).write(tmp_path / "bent.h5")
     (tmp_path / "no.tfm").write_text("nothing")
-    for name in ("bent.h5", "no.tfm", "away.h5"):
+    sitk.WriteTransform(sitk.Euler2DTransform(), tmp_path / "flat.tfm")
+    for name in ("bent.h5", "no.tfm", "away.h5", "flat.tfm"):
         with pytest.raises(FileError, match=name):
             read_matrix(tmp_path / name)
 
@@ -432,6 +433,19 @@ def test_whole_numbers_are_rounded_not_cut_off(kind, interpolation):
     np.testing.assert_array_equal(whole, np.rint(exact).clip(np.iinfo(kind).min, np.iinfo(kind).max))
     inner = (slice(2, -2),) * 3
     assert whole[inner].mean() == pytest.approx(counts[inner].mean(), rel=0.02)
+
+
+def test_a_registration_has_a_matrix_that_can_be_inverted():
+    grid = Grid((4, 5, 6), np.eye(4))
+    for matrix in (np.eye(3), np.diag([1, 1, 0, 1]), np.diag([np.nan, 1, 1, 1]), np.diag([np.inf, 1, 1, 1])):
+        with pytest.raises(GeometryError, match="finite, invertible 4x4"):
+            Registration("rigid", matrix, None, grid)
+    assert Registration("rigid", np.eye(4).astype(int).tolist(), None, grid).matrix.dtype == np.float64
+
+
+def test_what_lies_on_the_fixed_grid_already_is_not_resampled():
+    scan = Volume(np.random.default_rng(0).random((4, 5, 6)), turn(20, "y", (5, -6, 7)))
+    assert Registration("none", np.eye(4), None, Grid.of(scan)).resample(scan) is scan
 
 
 def test_resample_refuses_what_it_does_not_know():

@@ -7,8 +7,9 @@ from scipy.spatial.transform import Rotation
 from MedFusionLib import phantom
 from MedFusionLib.registration import register
 from MedFusionLib.registration.driver import LEVELS
-from MedFusionLib.registration.quality import judge
+from MedFusionLib.registration.quality import conclude, jacobian_range, judge
 from MedFusionLib.registration.result import Grid, Registration
+from MedFusionLib.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,58 @@ def step(shift=(0, 0, 0), turn=(0, 0, 0), center=(0, -12, 3)):
     matrix[:3, :3] = Rotation.from_rotvec(turn, degrees=True).as_matrix()
     matrix[:3, 3] = np.array(center) - matrix[:3, :3] @ np.array(center) + shift
     return matrix
+
+
+MEASURED = {
+    "overlap": 0.9, "gain": 0.2, "sharpness": 3.0, "consistency": 0.3, "folded": 0, "unsupported": 0.0, "mirrored": 0.9,
+    "jacobian": (0.8, 1.2), "astray": 0.0, "placed": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("measure", "values"),
+    (
+        ("overlap", ((0.26, "good"), (0.24, "check"), (0.03, "check"), (0.02, "failed"))),
+        ("gain", ((0.005, "good"), (0.003, "failed"), (0.0, "failed"))),
+        ("sharpness", ((1.09, "good"), (1.07, "check"), (1.01, "check"), (0.99, "failed"))),
+        ("consistency", ((2.4, "good"), (2.6, "check"), (7.4, "check"), (7.6, "failed"))),
+        ("folded", ((1, "failed"),)),
+        ("unsupported", ((4.0, "good"), (4.1, "check"), (8.0, "check"), (8.2, "failed"))),
+        ("mirrored", ((1.02, "good"), (1.04, "check"))),
+        ("jacobian", (((0.21, 4.9), "good"), ((0.19, 1.2), "check"), ((0.8, 5.1), "check"))),
+    ),
+)
+def test_the_verdict_by_each_measure_alone(measure, values):
+    assert conclude(MEASURED)[0] == "good"
+    for value, verdict in values:
+        assert conclude(MEASURED | {measure: value})[0] == verdict, value
+
+
+def test_the_worst_of_several_measures_is_the_verdict():
+    worse = MEASURED | {"sharpness": 1.05, "consistency": 20.0}
+    assert conclude(worse) == (
+        "failed",
+        "Registering the other way round ends 20 mm away: the alignment is not reliable.",
+    )
+    assert conclude(MEASURED | {"sharpness": 1.05, "folded": 3})[0] == "failed"
+    assert conclude(MEASURED | {"mirrored": 2.0, "unsupported": 20.0})[0] == "failed"
+
+
+@pytest.mark.parametrize("depth", [7, 8, 9, 17])
+def test_the_jacobian_is_that_of_the_map_in_every_slice(depth):
+    """On an oblique left-handed grid."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_rotvec((10, 20, 30), degrees=True).as_matrix() @ np.diag([-1.5, 2.0, 3.0])
+    k, _, i = np.indices((depth, 6, 5))
+    rates = np.random.default_rng(0).uniform(-0.2, 0.4, depth)
+    rates[depth // 2] = -1.5  # folds there
+    # Each slice is stretched along i in its own plane: the determinant is 1 + its rate.
+    shift = (rates[k] * i)[..., None] * affine[:3, 0]
+    ends, folded = jacobian_range(Volume(shift, affine))
+    assert ends == pytest.approx((1 + rates.min(), 1 + rates.max()), abs=1e-4)
+    assert folded == 6 * 5
+    turned = Volume(np.ascontiguousarray(shift.transpose(1, 0, 2, 3)), affine[:, [0, 2, 1, 3]])
+    assert jacobian_range(turned) == (pytest.approx(ends, abs=1e-4), folded)
 
 
 def test_the_truth_is_good(judged):
