@@ -1,5 +1,7 @@
 """The default method: every value a traceable blend, no seams, symmetric, leaning, true to bone and uptake."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -182,6 +184,9 @@ def test_leaning_refuses_what_makes_no_sense(head, fused):
         lean(fusion, head[0], 0, 0.5)
     with pytest.raises(GeometryError, match="own sources"):
         lean(fusion, head[:2], 0, 0.5)
+    elsewhere = replace(head[0], affine=head[0].affine @ np.diag([1, 1, 1.1, 1]))
+    with pytest.raises(GeometryError, match="own sources"):
+        lean(fusion, [elsewhere, *head[1:]], 0, 0.5)
     with pytest.raises(MethodError, match="weight maps"):
         lean(driver.Fusion(fusion.volume, None), head, 0, 0.5)
 
