@@ -40,6 +40,7 @@ def test_tissues_have_their_numbers(head):
 
 
 def test_lesions_are_the_hottest_there_is_and_lie_where_it_says(head):
+    assert len(head.lesions) == 2
     for lesion in head.lesions:
         inside = at(head.pet, [lesion.center], head.truth["PT"])[0]
         around = np.array(lesion.center) + 22 * np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
