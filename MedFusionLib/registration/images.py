@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,9 @@ SLAB = 2**20
 
 CHUNK = 2**14
 """Points sampled at once, on the CPU: what lies between stays small and in the cache."""
+
+COUNTED = 5_000
+"""Points to see what share of a scan lies somewhere."""
 
 FEWEST = 40
 """Points in a mask under which no similarity can be measured."""
@@ -113,6 +117,19 @@ class Image:
         ]
         affine = self.levels[-1].affine
         return affine[:3, :3] @ index + affine[:3, 3]
+
+    def without_mask(self):
+        """The same scan, all of which is compared."""
+        whole = copy.copy(self)
+        whole.mask = None
+        return whole
+
+    @property
+    def compared(self):
+        """mm^3 of the box of the anatomy that the mask leaves, or all of it."""
+        if self.mask is None:
+            return self.extent
+        return self.extent * self.mask.holds(self.without_mask().points(COUNTED, 0)).mean()
 
     def points(self, count, seed):
         """float64 RAS mm (about `count`, 3), spread evenly over the box of the anatomy (and the mask, if any)."""

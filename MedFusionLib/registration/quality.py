@@ -19,6 +19,9 @@ LOCAL_BINS = 32
 SLAB = 8
 """Slices of a displacement whose Jacobian is held at once."""
 
+FARTHEST_ASTRAY = 12.0
+"""mm: no part moves so far by itself. A region that ends farther from where the whole scans have it is left there."""
+
 NEAR = 12.0
 """mm that a pose is moved by to see whether the similarity falls."""
 
@@ -34,25 +37,26 @@ LEAST_OVERLAP = 0.25
 WORST_CONSISTENCY = 2.5
 MIRROR_MARGIN = 1.03
 MOST_UNSUPPORTED = 4.05
+MOST_ASTRAY = 4.5
 """Limits of the verdict, from `Testing/Benchmarks/registration_trust.py`."""
 
 
-def judge(fixed, moving, matrix, displacement, seed, check=None):
+def judge(fixed, moving, matrix, displacement, seed, check=None, astray=None):
     """`Quality` of a map.
 
     fixed, moving: `Image`s, the one with the smaller field of view first. matrix: from the first to the second.
-    displacement: of the whole map, as in `Registration`, or None.
+    displacement: of the whole map, as in `Registration`, or None. astray: as in `Quality`.
     """
-    values = measure(fixed, moving, matrix, displacement, seed, check)
+    values = measure(fixed, moving, matrix, displacement, seed, check, astray)
     verdict, reason = conclude(values)
     return Quality(
         verdict, reason, values["before"] or math.nan, values["after"] or math.nan, values["overlap"],
         max(values["consistency"], values["back"]), values["sharpness"], values["jacobian"], values["folded"],
-        values["mirrored"], values["unsupported"],
+        values["mirrored"], values["unsupported"], values["astray"],
     )  # fmt: skip
 
 
-def measure(fixed, moving, matrix, displacement, seed, check=None):
+def measure(fixed, moving, matrix, displacement, seed, check=None, astray=None):
     """What `conclude` judges by, of `judge`'s arguments: {name: value}."""
     center = fixed.center_of_mass
     level = min(1, len(fixed.levels) - 1)
@@ -66,7 +70,10 @@ def measure(fixed, moving, matrix, displacement, seed, check=None):
         "overlap": _overlap(fixed, moving, matrix, seed),
         "sharpness": _sharpness(target, matrix, after),
         "consistency": _inverse_consistency(fixed, moving, matrix, center, level, seed, check),
-        "mirrored": _mirrored(fixed, target, matrix, check) if after > 1 else 0.0,
+        # A small region lies on one side: of the whole scans the same was asked before.
+        "mirrored": _mirrored(fixed, target, matrix, check) if after > 1 and astray is None else 0.0,
+        "astray": 0.0 if astray is None else astray,
+        "placed": astray is not None and astray <= MOST_ASTRAY,
         "jacobian": (float(np.linalg.det(matrix[:3, :3])),) * 2,
         "folded": 0,
         "unsupported": 0.0,
@@ -88,9 +95,10 @@ def conclude(values):
     """(verdict, reason) of measured `values`."""
     if values["overlap"] <= 0.02 or values["gain"] <= 0:
         return "failed", "The two scans do not overlap: check that they are of the same body part."
-    if values["gain"] < LEAST_GAIN or values["sharpness"] < 1:
+    alone = not values["placed"]  # what the whole scans bear out may be vague in a small region
+    if alone and (values["gain"] < LEAST_GAIN or values["sharpness"] < 1):
         return "failed", "Nothing in one scan answers to anything in the other: is it the same body part?"
-    if values["consistency"] > 3 * WORST_CONSISTENCY:
+    if alone and values["consistency"] > 3 * WORST_CONSISTENCY:
         return "failed", (
             f"Registering the other way round ends {values['consistency']:.0f} mm away: the alignment is not reliable."
         )
@@ -101,9 +109,9 @@ def conclude(values):
             f"The deformation moves parts by about {values['unsupported']:.0f} mm without making them fit better, and"
             " they do not find back: use an affine or rigid registration."
         )
-    if values["sharpness"] < LEAST_SHARPNESS:
+    if alone and values["sharpness"] < LEAST_SHARPNESS:
         return "check", "The alignment is vague: moving the scan a little hardly changes how well it fits."
-    if values["consistency"] > WORST_CONSISTENCY:
+    if alone and values["consistency"] > WORST_CONSISTENCY:
         return "check", f"Registering the other way round ends {values['consistency']:.1f} mm away."
     if values["unsupported"] > MOST_UNSUPPORTED:
         return "check", (
@@ -112,6 +120,16 @@ def conclude(values):
         )
     if values["overlap"] < LEAST_OVERLAP:
         return "check", f"Only {100 * values['overlap']:.0f} % of the smaller scan lies inside the other."
+    if math.isnan(values["astray"]):
+        return "check", (
+            "The region is small, and the whole scans do not say for sure where it lies: compare it before and after."
+        )
+    if values["astray"] > MOST_ASTRAY:
+        kept = ", where it was left" if values["astray"] > FARTHEST_ASTRAY else ""
+        return "check", (
+            f"The region alone lies best {values['astray']:.0f} mm from where the whole scans have it{kept}: compare"
+            " before and after, or give a larger region."
+        )
     if values["mirrored"] > MIRROR_MARGIN:
         return "check", "A mirror image fits better: compare left and right of the two scans."
     if values["jacobian"][0] < 0.2 or values["jacobian"][1] > 5:

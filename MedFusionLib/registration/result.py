@@ -56,6 +56,8 @@ class Quality:
         over 1 means that one of the two scans has its sides exchanged.
     unsupported: mm, of a deformation: the geometric mean of how far it moves some part without making it fit better,
         and of how far points end from themselves after it and a way back found anew. Each is exceeded by few parts.
+    astray: mm, of a small region that masks leave: the mean distance of its points from where the whole scans have
+        them, if it alone says; NaN where the whole scans do not say.
     """
 
     verdict: str
@@ -69,6 +71,7 @@ class Quality:
     folded: int
     mirrored: float = 0.0
     unsupported: float = 0.0
+    astray: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,12 @@
     python Testing/Benchmarks/registration_trust.py calibrate     the cases that the limits were chosen on
     python Testing/Benchmarks/registration_trust.py judge         others: other seeds, other pairs, other patients
 
-Cases that should work, cases made to fail (no overlap, another body part, noise, a constant, left for right, a start
-far off) and near misses: right answers moved by 5 to 20 mm or turned by 7 to 15 degrees, and deformations with a false
-bump of 6 to 15 mm, handed to the verdict as if they had been found. An error is wrong beyond 5 mm: mean over the head
-of a matrix, 98th percentile over the brain of a deformation; what was spoilt by less is left out. Prints how many wrong
-ones were not called good, how many right ones were not, and each that was judged amiss, and keeps that in bench-output.
+Cases that should work (whole scans, a slab, small regions), cases made to fail (no overlap, another body part, noise, a
+constant, left for right, a start far off) and near misses: right answers moved by 5 to 20 mm or turned by 7 to 15
+degrees, and deformations with a false bump of 6 to 15 mm, handed to the verdict as if they had been found. An error is
+wrong beyond 5 mm: mean over the head (or the region) of a matrix, 98th percentile over the brain of a deformation; what
+was spoilt by less is left out. Prints how many wrong ones were not called good, how many right ones were not, and each
+that was judged amiss, and keeps that in bench-output.
 """
 
 from __future__ import annotations
@@ -110,6 +111,12 @@ def linear_answers(case, rng):
     slab = _slab(moving, case.truth @ np.append(judge.center, 1))
     part = register(fixed, slab, device="cpu")
     yield "40-mm slab", error(part), part.quality
+    for radius in (25, 40):
+        middle = judge.center + rng.uniform((-30, -40, -30), (30, 40, 40))
+        region = register(fixed, moving, device="cpu", fixed_mask=_ball(fixed, middle, radius))
+        inside = middle + rng.normal(size=(200, 3)) * radius / 2.2
+        off = region.to_moving(inside) - inside @ case.truth[:3, :3].T - case.truth[:3, 3]
+        yield "region of 50-80 mm", float(np.linalg.norm(off, axis=1).mean()), region.quality
 
     lost = {
         "no overlap": (moving, {"initial": _shift(900 * _unit(rng))}),
@@ -201,6 +208,12 @@ def _slab(volume, middle):
     cut = [slice(None)] * 3
     cut[axis] = slice(first, first + count)
     return volume.with_array(np.ascontiguousarray(volume.array[tuple(cut)]), affine=affine)
+
+
+def _ball(volume, middle, radius):
+    """A mask of what lies within `radius` mm of RAS `middle`."""
+    inside = np.linalg.norm(_places(volume) - middle, axis=-1) < radius
+    return volume.with_array(np.ascontiguousarray(inside.transpose(2, 1, 0)).astype(np.uint8))
 
 
 def _clouds(volume, rng):

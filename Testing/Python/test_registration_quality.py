@@ -61,6 +61,7 @@ MEASURED = {
         ("folded", ((1, "failed"),)),
         ("unsupported", ((4.0, "good"), (4.1, "check"), (8.0, "check"), (8.2, "failed"))),
         ("mirrored", ((1.02, "good"), (1.04, "check"))),
+        ("astray", ((4.4, "good"), (4.6, "check"), (300.0, "check"), (np.nan, "check"))),
         ("jacobian", (((0.21, 4.9), "good"), ((0.19, 1.2), "check"), ((0.8, 5.1), "check"))),
     ),
 )
@@ -68,6 +69,13 @@ def test_the_verdict_by_each_measure_alone(measure, values):
     assert conclude(MEASURED)[0] == "good"
     for value, verdict in values:
         assert conclude(MEASURED | {measure: value})[0] == verdict, value
+
+
+def test_what_the_whole_scans_bear_out_may_be_vague_in_a_small_region():
+    vague = {"gain": 0.001, "sharpness": 0.9, "consistency": 9.0}
+    assert conclude(MEASURED | vague)[0] == "failed"
+    assert conclude(MEASURED | vague | {"placed": True})[0] == "good"
+    assert conclude(MEASURED | vague | {"placed": True, "gain": 0.0})[0] == "failed"
 
 
 def test_the_worst_of_several_measures_is_the_verdict():
