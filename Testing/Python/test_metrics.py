@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import ndimage
 from MedFusionLib.errors import Cancelled, GeometryError, MedFusionError, MethodError, VolumeError
 from MedFusionLib.fusion import Fusion
 from MedFusionLib.metrics import NAMES, QUICK, TASK, evaluate, evaluate_slices, markdown, pair_scores
+from MedFusionLib.normalize import display_range
 from MedFusionLib.volume import Volume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +121,7 @@ def test_statistics_are_numpys(images):
 
 
 def test_edges_are_counted(images):
-    """Qabf against a loop over pixels with hand-written Sobel sums."""
+    """Qabf and Nabf against a loop over pixels with hand-written Sobel sums."""
     a, b, fused = images
 
     def polar(image, y, x):
@@ -128,19 +130,26 @@ def test_edges_are_counted(images):
         down = part[2] @ (1, 2, 1) - part[0] @ (1, 2, 1)
         return math.hypot(across, down), math.atan(down / across) if across else -math.pi / 2
 
-    kept = total = 0
+    kept = total = lost = weights = 0
     for y in range(64):
         for x in range(64):
             strength, angle = polar(fused, y, x)
-            for source in (a, b):
-                own, direction = polar(source, y, x)
+            found = [polar(source, y, x) for source in (a, b)]
+            for own, direction in found:
                 ratio = min(own, strength) / max(own, strength) if max(own, strength) else 1
                 aligned = 1 - abs(direction - angle) / (math.pi / 2)
                 kept += (
                     own * 0.9994 / (1 + math.exp(-15 * (ratio - 0.5))) * 0.9879 / (1 + math.exp(-22 * (aligned - 0.8)))
                 )
                 total += own
-    assert pair_scores(a, b, fused)["Qabf"] == pytest.approx(kept / total)
+                weight = own**1.5 if own >= 2 else 0.001
+                weights += weight
+                if strength > max(found)[0]:
+                    same = 0.9999 / (1 + math.exp(-19 * (ratio - 0.5))) * 0.9995 / (1 + math.exp(-22 * (aligned - 0.5)))
+                    lost += weight * (1 - same)
+    scores = pair_scores(a, b, fused)
+    assert scores["Qabf"] == pytest.approx(kept / total)
+    assert scores["Nabf"] == pytest.approx(lost / weights) and lost > 0
 
 
 def test_copies_are_perfect(images):
@@ -199,6 +208,15 @@ def test_task_figures(fuse, expected):
     assert list(scores.values()) == pytest.approx(expected, abs=0.02)
 
 
+def solid_ssim(fused, sources):
+    """SSIM with a three-dimensional window, all of it at once."""
+    from skimage.metrics import structural_similarity
+
+    levels, *others = (np.rint(v.array * 255.0).astype(float) for v in (fused, *sources))
+    how = {"data_range": 255, "gaussian_weights": True, "use_sample_covariance": False}
+    return np.mean([structural_similarity(other, levels, **how) for other in others])
+
+
 def test_three_dimensions(volumes):
     fused, sources = volumes
     scores = evaluate(fused, sources)
@@ -208,21 +226,7 @@ def test_three_dimensions(volumes):
     assert scores["SF"] == pytest.approx(math.sqrt(sum(steps)))
     central = sum(step**2 for step in np.gradient(levels))
     assert scores["AG"] == pytest.approx(np.sqrt(central / 3).mean(), rel=1e-5)
-    from skimage.metrics import structural_similarity
-
-    truth = np.mean(
-        [
-            structural_similarity(
-                np.rint(source.array * 255.0).astype(float),
-                levels,
-                data_range=255,
-                gaussian_weights=True,
-                use_sample_covariance=False,
-            )
-            for source in sources
-        ]
-    )
-    assert scores["SSIM"] == pytest.approx(truth, abs=1e-4)
+    assert scores["SSIM"] == pytest.approx(solid_ssim(fused, sources), abs=1e-4)
     table = [pair_scores(*(s.array[k] for s in sources), fused.array[k], 1, names=("Qabf", "VIF")) for k in range(20)]
     assert scores["Qabf"] == pytest.approx(np.mean([row["Qabf"] for row in table]))
     assert set(evaluate(fused, sources, names=QUICK)) == set(QUICK)
@@ -257,6 +261,11 @@ def test_empty_slices_do_not_count(volumes):
     padded = [v.with_array(np.pad(v.array, ((6, 6), (0, 0), (0, 0)))) for v in (fused, *sources)]
     names = ("Qabf", "MS-SSIM", "QW")
     assert evaluate(padded[0], padded[1:], names=names) == pytest.approx(evaluate(fused, sources, names=names))
+    # Something in one of the sources is something.
+    cut = sources[0].array.copy()
+    cut[:6] = 0
+    rows = evaluate_slices(fused, [sources[0].with_array(cut), sources[1]], names=("EN",))
+    assert [row["slice"] for row in rows] == list(range(20))
 
 
 def test_three_sources(volumes):
@@ -265,6 +274,19 @@ def test_three_sources(volumes):
     scores = evaluate(fused, [*sources, third])
     assert all(math.isfinite(scores[name]) for name in ("MI", "SCD", "Qabf", "QW", "SSIM"))
     assert scores["MI"] > evaluate(fused, sources, names=("MI",))["MI"]
+
+
+def test_the_parts_that_volumes_are_measured_in_do_not_show(volumes, monkeypatch):
+    """What keeps the memory bounded: slabs of slices, chunks of voxels."""
+    fused, *sources = (
+        v.with_array(np.concatenate([v.array, v.array[::-1], v.array[:7]])) for v in (volumes[0], *volumes[1])
+    )
+    names = ("SF", "AG", "EOG", "MI", "EN", "MSE", "SCD")
+    whole = evaluate(fused, sources, names=names)
+    monkeypatch.setattr("MedFusionLib.metrics.gradients.SLAB", 5 * fused.array[0].size)
+    monkeypatch.setattr("MedFusionLib.metrics.histograms.CHUNK", 10_001)
+    assert evaluate(fused, sources, names=names) == pytest.approx(whole, rel=1e-6)
+    assert evaluate(fused, sources, names=("SSIM",))["SSIM"] == pytest.approx(solid_ssim(fused, sources), abs=1e-4)
 
 
 def test_large_volumes_are_sampled(volumes, monkeypatch):
@@ -296,6 +318,10 @@ def test_fused_values_from_a_file_are_taken_as_they_are(volumes):
     rounded[0, 0, 0] = np.nextafter(np.float32(1), np.float32(2))
     found = evaluate(bare.with_array(rounded), sources, names=("mean",))["mean"]
     assert found == pytest.approx(127.5 * fused.array.mean(), abs=0.3)
+    # On another scale they are shown as such, and not as white.
+    large = bare.with_array(200 * fused.array)
+    shown = replace(large, display_range=display_range(large))
+    assert evaluate(large, sources, names=("mean",)) == evaluate(shown, sources, names=("mean",))
 
 
 def test_bad_input(volumes):
