@@ -14,6 +14,7 @@ from scipy import ndimage
 from MedFusionLib.errors import Cancelled, GeometryError, MedFusionError, MethodError, VolumeError
 from MedFusionLib.fusion import Fusion
 from MedFusionLib.metrics import NAMES, QUICK, TASK, evaluate, evaluate_slices, markdown, pair_scores
+from MedFusionLib.metrics.scores import LEVEL
 from MedFusionLib.normalize import display_range
 from MedFusionLib.volume import Volume
 
@@ -221,6 +222,9 @@ def test_three_dimensions(volumes):
     fused, sources = volumes
     scores = evaluate(fused, sources)
     assert tuple(scores) == (*NAMES, *TASK)
+    # Grey levels count over all voxels at once, however these are arranged.
+    flat = pair_scores(*(v.array.reshape(800, 44) for v in (*sources, fused)), 1, names=LEVEL)
+    assert {name: scores[name] for name in LEVEL} == pytest.approx(flat)
     levels = np.rint(fused.array * 255).astype(np.float64)
     steps = [(np.diff(levels, axis=axis) ** 2).mean() for axis in range(3)]
     assert scores["SF"] == pytest.approx(math.sqrt(sum(steps)))
