@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from os import PathLike
 
+import numpy as np
+
 from .errors import Cancelled, MethodError, RegistrationError
 from .volume import FUNCTIONAL, Volume, is_single, require_different, require_usable, require_volume
 
@@ -95,12 +97,13 @@ def run(request, progress=None, cancelled=None):
         sources = [_read(source) for source in ([request.sources] if is_single(request.sources) else request.sources)]
         _check(request, sources)
     fixed = sources[request.reference]
-    registrations, aligned, messages = [], [], []
+    registrations, aligned, views, messages = [], [], [], []
     moving = [n for n in range(len(sources)) if n != request.reference]
     for n, source in enumerate(sources):
         if n == request.reference:
             registrations.append(None)
             aligned.append(source)
+            views.append(None)
             continue
         share = 0.55 / len(moving)
         start = 0.05 + share * moving.index(n)
@@ -108,13 +111,14 @@ def run(request, progress=None, cancelled=None):
             registration = _register(request, fixed, source, n, report, steps.cancelled, messages)
         registrations.append(registration)
         aligned.append(_resample(registration, source, fixed))
+        views.append(_view(registration, source))
         steps.check()
     from .fusion import fuse
 
     # Weights and the first-source rule follow the request's order; only the grid is the reference's.
     with steps("fuse", 0.6, 0.9) as report:
         fusion = fuse(
-            aligned, request.method, request.mode, request.axis, request.device, report, cancelled=steps.cancelled
+            aligned, request.method, request.mode, request.axis, request.device, report, steps.cancelled, views
         )
     rgb = None
     functional = _functional(aligned)
@@ -263,6 +267,14 @@ def _resample(registration, moving, fixed):
             )
         )
     return resampled
+
+
+def _view(registration, moving):
+    """Bool (K, J, I): which of the fixed grid's voxels the moving scan shows; None: all of them."""
+    # No CT, outside of which would be air.
+    whole = moving.with_array(np.ones(moving.array.shape, np.uint8), modality="OT", units="", display_range=None)
+    view = registration.resample(whole, "nearest").array.astype(bool)
+    return None if view.all() else view
 
 
 class _Steps:

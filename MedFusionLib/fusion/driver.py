@@ -38,7 +38,16 @@ class Fusion:
     weights: tuple[Volume, ...] | None
 
 
-def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto", progress=None, cancelled=None):
+def fuse(
+    sources,
+    method="medfusion",
+    mode="volume",
+    axis="axial",
+    device="auto",
+    progress=None,
+    cancelled=None,
+    views=None,
+):
     """Fuse two or three volumes on one grid.
 
     sources: scalar Volumes with the same grid (resample first). method: a name of `methods()`.
@@ -47,14 +56,18 @@ def fuse(sources, method="medfusion", mode="volume", axis="axial", device="auto"
     does not matter; a mirrored grid gives the mirrored result, but for rounding, only by methods whose filters are
     symmetric (those without training, save `laplacian`, and `medfusion` where all sizes are multiples of 16).
     progress(fraction, message); cancelled() -> bool, asked before every batch.
+    views: one per source, a bool array (K, J, I) that is False outside the scan's field of view, or None for a scan
+    that is everywhere. What a scan does not show is taken from the brightest of the others, and so are its weights:
+    beyond an MRI of a few slices the CT goes on as it is, instead of fading into black.
 
     Raises VolumeError, GeometryError, MethodError, WeightsError, DeviceError, Cancelled.
     """
     info = registry.find(method)
     sources = require_several(sources)
     _check(sources, info, mode)
+    views = _views(views, sources)
     chosen = devices.choose(device)
-    units = _Units(sources)
+    units = _Units(sources, views)
     modalities = tuple(source.modality for source in sources)
     plane = None if mode == "volume" and 3 in info.dimensions and min(units.shape) > 1 else axis
     try:
@@ -83,17 +96,56 @@ def _check(sources, info, mode):
     require_different(sources)
 
 
+def _views(views, sources):
+    """`fuse`'s views, one for each source."""
+    views = [None] * len(sources) if views is None else list(views)
+    shapes = [np.shape(view) for view in views if view is not None]
+    if len(views) != len(sources) or any(shape != sources[0].array.shape for shape in shapes):
+        raise GeometryError("the views are not one for each source on its grid: give a mask or None for each.")
+    return [None if view is None else np.asarray(view, bool) for view in views]
+
+
 class _Units:
     """The sources as 0..1, made part by part: a second copy of the whole would cost more than the fusion."""
 
-    def __init__(self, sources):
+    def __init__(self, sources, views):
+        self.views = views
         self.ranges = [display_range(source) for source in sources]
         self._sources = [(source.array, *ends) for source, ends in zip(sources, self.ranges, strict=True)]
         self.shape = sources[0].array.shape
         self.count = len(sources)
 
     def __call__(self, window=(...,)):
-        """float32 (S, k, j, i): the part in a tuple of slices, by default all of it."""
+        """float32 (S, k, j, i): the part in a tuple of slices, by default all of it, what a source lacks filled in."""
+        stack = self._shown(window)
+        if self._lacks(window):
+            best = self._seen(stack, window).max(0).clip(0)  # what none shows is black
+            for target, view in zip(stack, self.views, strict=True):
+                if view is not None:
+                    np.copyto(target, best, where=~view[window])
+        return stack
+
+    def settle(self, window, shares):
+        """What was filled in belongs to the source that it came from: so do its shares (S, k, j, i), in place."""
+        if not self._lacks(window):
+            return
+        best = self._seen(self._shown(window), window).argmax(0)
+        for share, view in zip(shares, self.views, strict=True):
+            if view is not None:
+                moved = np.where(view[window], 0, share)
+                share -= moved
+                for n, owner in enumerate(shares):
+                    owner += moved * (best == n)
+
+    def _lacks(self, window):
+        return any(view is not None and not view[window].all() for view in self.views)
+
+    def _seen(self, stack, window):
+        """A copy of the stack with -1 where a source shows nothing."""
+        views = (True if view is None else view[window] for view in self.views)
+        return np.stack([np.where(view, unit, np.float32(-1)) for unit, view in zip(stack, views, strict=True)])
+
+    def _shown(self, window):
         first = self._sources[0][0][window]
         stack = np.empty((self.count, *first.shape), np.float32)
         for target, (array, black, white) in zip(stack, self._sources, strict=True):
@@ -133,6 +185,7 @@ def _run(info, units, modalities, first, plane, device, progress, cancelled):
                 if weights is None:
                     weights = np.empty((units.count, *units.shape), np.float32)
             weights[(slice(None), *window)] = shares
+            units.settle(window, weights[(slice(None), *window)])
 
     with torch.inference_mode():
         if hasattr(fuser, "prepare"):

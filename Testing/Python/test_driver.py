@@ -104,6 +104,42 @@ def test_three_sources_and_provenance(method, mode):
         np.testing.assert_allclose(sum(w.array for w in fusion.weights), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["volume", "slice"])
+@pytest.mark.parametrize("method", ["medfusion", "fwnet", "average", "maximum"])
+def test_beyond_a_scan_s_field_of_view_the_others_go_on(method, mode, monkeypatch):
+    monkeypatch.setattr(driver, "BATCH_VOXELS", 5000)
+    ct, mr = scans()
+    seen = np.zeros(ct.array.shape, bool)
+    seen[4:9] = True
+    mr.array[~seen] = 0
+    fusion = fuse([ct, mr], method, mode, device="cpu", views=[None, seen])
+    units = np.stack([driver.scale(v.array, *registry_range(v)) for v in (ct, mr)])
+    shares = np.stack([share.array for share in fusion.weights])
+    np.testing.assert_allclose(fusion.volume.array[~seen], units[0][~seen], atol=1e-6)
+    np.testing.assert_allclose(fusion.volume.array, (shares * units).sum(0), atol=1e-6)
+    np.testing.assert_allclose(shares.sum(0), 1, atol=1e-6)
+    assert not shares[1][~seen].any()
+
+
+def test_of_three_the_brighter_one_that_is_there_fills_in():
+    sources = scans(count=3)
+    views = np.random.default_rng(5).random((3, *sources[0].array.shape)) > 0.3
+    views[0] |= True
+    fusion = fuse(sources, "average", device="cpu", views=views)
+    units = np.stack([driver.scale(v.array, *registry_range(v)) for v in sources])
+    best = np.where(views, units, 0).max(0)
+    np.testing.assert_allclose(fusion.volume.array, np.where(views, units, best).mean(0), atol=1e-6)
+    shares = np.stack([share.array for share in fusion.weights])
+    np.testing.assert_allclose((shares * units).sum(0), fusion.volume.array, atol=1e-6)
+    assert not shares[~views].any()
+
+
+@pytest.mark.parametrize("views", [[None], [None, np.ones((2, 2, 2), bool)]])
+def test_views_of_other_scans_are_refused(views):
+    with pytest.raises(GeometryError, match="one for each source on its grid"):
+        fuse(scans(), "average", device="cpu", views=views)
+
+
 def test_a_long_preparation_tells_how_far_it_is_and_can_be_cancelled():
     """The selector's trial is most of its work."""
     sources = scans()

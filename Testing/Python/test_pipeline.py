@@ -16,6 +16,7 @@ from MedFusionLib.errors import (
     VolumeError,
 )
 from MedFusionLib.files import write_volume
+from MedFusionLib.normalize import to_unit
 from MedFusionLib.pipeline import Coloring, Request, run
 from MedFusionLib.volume import Volume
 
@@ -64,11 +65,16 @@ def test_the_result_is_on_the_reference_s_grid_in_the_order_of_the_request(head,
     assert result.sources[0] is head.ct
 
 
-def test_the_fused_volume_is_the_method_s(result):
-    from MedFusionLib.normalize import to_unit
-
-    expected = np.mean([to_unit(source) for source in result.sources], axis=0)
-    np.testing.assert_allclose(result.fusion.volume.array, expected, atol=1e-6)
+def test_the_fused_volume_is_the_method_s(head, result):
+    everywhere = np.ones(head.ct.array.shape, bool)
+    for registration, moving in zip(result.registrations[1:], (head.mr, head.pet), strict=True):
+        everywhere &= registration.resample(moving.with_array(np.ones(moving.array.shape))).array > 0
+    units = np.stack([to_unit(source) for source in result.sources])
+    fused = result.fusion.volume.array
+    assert everywhere.mean() > 0.5
+    np.testing.assert_allclose(fused[everywhere], units.mean(0)[everywhere], atol=1e-6)
+    shares = np.stack([share.array for share in result.fusion.weights])
+    np.testing.assert_allclose(fused, (shares * units).sum(0), atol=1e-6)
 
 
 def test_both_lesions_are_in_the_overlay(head, result):
@@ -110,6 +116,18 @@ def test_any_source_can_be_the_reference(request_, head):
     assert result.fusion.volume.same_grid(head.pet)
     assert result.registrations[2] is None
     assert [source.modality for source in result.sources] == ["CT", "MR", "PT"]
+
+
+def test_a_ct_goes_on_as_it_is_beyond_an_mri_of_a_few_slices(head):
+    # A CT in its own space: without the motion, the MRI's slab covers the voxels that are checked here.
+    below = head.ct.with_array(head.ct.array[: len(head.ct.array) // 2], modality="MR", units="")
+    slab = below.with_array(1000 - np.abs(below.array.astype(np.float32)))
+    fused = run(Request((head.ct, slab), registration="none", device="cpu", evaluate=False)).fusion.volume.array
+    above = slice(len(slab.array), None)
+    np.testing.assert_allclose(fused[above], to_unit(head.ct)[above], atol=1e-6)
+    # The other way round the slab is all there is to fuse.
+    fused = run(Request((slab, head.ct), registration="none", device="cpu", evaluate=False)).fusion.volume
+    assert fused.same_grid(slab)
 
 
 def test_files_and_volumes_give_the_same(tmp_path):
