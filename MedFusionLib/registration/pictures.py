@@ -19,6 +19,9 @@ PANEL = 220
 ANATOMY = 0.15
 """Of the display range: what is darker is air."""
 
+MARGIN = 20
+"""Millimetres that a picture shows around the anatomy: a PET of the brain alone has a skull around it."""
+
 EDGE_COLOR = np.array([255, 190, 0], np.uint8)
 GAP = 6
 
@@ -44,21 +47,22 @@ def edges_over(fixed, moved):
 
 
 def contact_sheet(fixed, moving, registration, path=None):
-    """uint8 (rows, columns, 3): axial, coronal and sagittal middle slices.
+    """uint8 (rows, columns, 3): axial, coronal and sagittal middle slices, as far as the fixed scan's anatomy reaches.
 
     Columns: fixed; moving, as it lay before; its edges over fixed, before; the same after; checkerboard after.
     fixed, moving: Volumes. path: a PNG is written there too, whole or not at all (FileError).
     """
     before = Registration("none", np.eye(4), None, registration.fixed)
     ends, ends_moving = display_range(fixed), display_range(moving)
-    middles = _middles(fixed, *ends)
+    middles, shown = _anatomy(fixed, *ends)
     rows = []
     for name in ("axial", "coronal", "sagittal"):
         axis = fixed.anatomical_axis(name)
         one = scale(np.take(fixed.array, middles[axis], axis), *ends)
         # By the whole moving volume's range: what is outside the slice must not change the contrast.
         old, new = (scale(_slice(moving, way, axis, middles[axis]), *ends_moving) for way in (before, registration))
-        one, old, new = (_square(_upright(p, fixed.affine, axis), fixed, axis) for p in (one, old, new))
+        window = tuple(part for n, part in enumerate(shown) if n != axis)
+        one, old, new = (_square(_upright(p[window], fixed.affine, axis), fixed, axis) for p in (one, old, new))
         panels = [_gray(one), _gray(old), edges_over(one, old), edges_over(one, new), _gray(checkerboard(one, new))]
         rows.append(_joined([_framed(p) for p in panels], 1))
     sheet = _joined(rows, 0)
@@ -67,15 +71,24 @@ def contact_sheet(fixed, moving, registration, path=None):
     return sheet
 
 
-def _middles(volume, black, white):
-    """The index along each array axis of the middle of what is not dark."""
+def _anatomy(volume, black, white):
+    """Along each array axis the index of the middle of what is not dark, and the slice that holds all but a little."""
     counts = [np.zeros(n) for n in volume.array.shape]
     for k, plane in enumerate(volume.array):
         there = scale(plane, black, white) > ANATOMY
         counts[0][k] = there.sum()
         counts[1] += there.sum(1)
         counts[2] += there.sum(0)
-    return [round(np.average(np.arange(len(n)), weights=n)) if n.any() else len(n) // 2 for n in counts]
+    if not counts[0].any():
+        return [len(n) // 2 for n in counts], [slice(None)] * 3
+    middles = [round(np.average(np.arange(len(n)), weights=n)) for n in counts]
+    shown = []
+    for count, size in zip(counts, volume.spacing[::-1], strict=True):
+        # Noise and spikes far from the body are few.
+        first, last = np.searchsorted(np.cumsum(count), np.array([0.005, 0.995]) * count.sum())
+        margin = round(MARGIN / size)
+        shown.append(slice(max(0, first - margin), last + margin + 1))
+    return middles, shown
 
 
 def _slice(moving, registration, axis, index):
@@ -111,10 +124,9 @@ def _square(picture, volume, axis):
     from scipy.ndimage import zoom
 
     rows, columns = (a for a in range(3) if a != axis)
-    extent = {a: volume.spacing[2 - a] * volume.array.shape[a] for a in (rows, columns)}
-    height, width = extent[rows], extent[columns]
     if _turned(volume.affine, rows, columns):
-        height, width = width, height
+        rows, columns = columns, rows
+    height, width = (n * volume.spacing[2 - a] for n, a in zip(picture.shape, (rows, columns), strict=True))
     scale = PANEL / max(height, width)
     target = max(1, round(height * scale)), max(1, round(width * scale))
     return np.clip(zoom(picture, [t / n for t, n in zip(target, picture.shape, strict=True)], order=1), 0, 1)

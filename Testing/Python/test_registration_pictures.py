@@ -49,6 +49,23 @@ def test_slices_hang_as_radiologists_hang_them(grid):
     assert rows.mean() < PANEL / 2 and columns.mean() < PANEL / 2  # axial: front up, patient's right on the left
 
 
+def test_a_head_in_a_wide_field_of_view_fills_its_panels():
+    """As of a PET of half a metre; a speck of noise far away does not count. Pixels stay square."""
+    small, away = head(affine()), 20
+    wide = np.pad(small.array, ((0, 25), (away, 40), (70, away)))
+    wide[-1, -1, -1] = 300
+    start = np.eye(4)
+    start[:3, 3] = -70, -away, 0
+    volume = small.with_array(wide, affine=small.affine @ start)
+    sheet = contact_sheet(volume, volume, Registration("none", np.eye(4), None, Grid.of(volume)))
+    for row in range(3):
+        top = row * (PANEL + GAP)
+        rows, columns = (np.flatnonzero((sheet[top : top + PANEL, :PANEL, 0] > 60).any(n)) for n in (1, 0))
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert min(height, width) > 0.6 * PANEL
+        assert abs(height - width) < 0.06 * PANEL
+
+
 def test_before_and_after_differ_where_it_moved():
     volume = head(affine())
     away = np.eye(4)
