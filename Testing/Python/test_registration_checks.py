@@ -30,6 +30,16 @@ def test_edges_lie_where_the_values_change_most(spacing, size):
     assert regions[tuple(n // 2 for n in there.shape)] != regions[0, 0, 0]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", [14.3, 14.7])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_edge_is_in_the_voxels_nearest_to_it(axis, place, sign):
+    profile = 50 + sign * 50 * np.tanh((np.arange(30) - place) / 2)
+    volume = Volume(np.moveaxis(np.tile(profile, (9, 8, 1)), 2, axis), np.eye(4), "MR", display_range=(0, 100))
+    edges = np.moveaxis(edge_volume(volume).array, axis, 2)
+    np.testing.assert_array_equal(edges, np.broadcast_to(np.arange(30) == round(place), edges.shape))
+
+
 def test_edges_do_not_depend_on_the_slabs_that_they_are_found_in(monkeypatch):
     from MedFusionLib.registration import checks
 
@@ -63,3 +73,6 @@ def test_a_checkerboard_shows_both_scans_in_cubes_of_one_size_in_mm():
     assert board.array[0, 0, 0] == 255 and abs((board.array == 255).mean() - 0.5) < 0.01
     with pytest.raises(GeometryError, match="one grid"):
         checkerboard_volume(fixed, moved.with_array(moved.array, affine=np.eye(4)))
+    # By default each in the range of its own.
+    halves = fixed.with_array(np.full((40, 80, 80), 5.0, np.float32), display_range=(0, 10))
+    assert set(np.unique(checkerboard_volume(fixed, halves).array)) == {128, 255}

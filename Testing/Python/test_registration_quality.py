@@ -105,6 +105,15 @@ def test_the_jacobian_is_that_of_the_map_in_every_slice(depth):
     assert jacobian_range(turned) == (pytest.approx(ends, abs=1e-4), folded)
 
 
+@pytest.mark.parametrize("place", [6, 7, 8, 9])
+def test_the_jacobian_across_the_slabs_that_it_is_measured_in(place):
+    """Of one slice that is moved towards the next one, near the first slab's end."""
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    shift = np.zeros((17, 4, 5, 3))
+    shift[place, ..., 2] = 0.5 * 3
+    assert jacobian_range(Volume(shift, affine)) == (pytest.approx((0.75, 1.25)), 0)
+
+
 def test_the_truth_is_good(judged):
     quality = judged(np.eye(4))
     assert quality.verdict == "good", quality
