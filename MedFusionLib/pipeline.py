@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from os import PathLike
 
-import numpy as np
-
 from .errors import Cancelled, MethodError, RegistrationError
 from .volume import FUNCTIONAL, Volume, is_single, require_different, require_usable, require_volume
 
@@ -111,7 +109,7 @@ def run(request, progress=None, cancelled=None):
             registration = _register(request, fixed, source, n, report, steps.cancelled, messages)
         registrations.append(registration)
         aligned.append(_resample(registration, source, fixed))
-        views.append(_view(registration, source))
+        views.append(registration.view(source))
         steps.check()
     from .fusion import fuse
 
@@ -267,14 +265,6 @@ def _resample(registration, moving, fixed):
             )
         )
     return resampled
-
-
-def _view(registration, moving):
-    """Bool (K, J, I): which of the fixed grid's voxels the moving scan shows; None: all of them."""
-    # No CT, outside of which would be air.
-    whole = moving.with_array(np.ones(moving.array.shape, np.uint8), modality="OT", units="", display_range=None)
-    view = registration.resample(whole, "nearest").array.astype(bool)
-    return None if view.all() else view
 
 
 class _Steps:

@@ -120,7 +120,7 @@ class Registration:
         """`volume`, which lies as the moving one does, on the fixed grid: same type, units, name and display range.
 
         interpolation: "linear", "bspline" (cubic) or "nearest" (labels). Outside `volume`: air (-1000) for a CT in
-        HU, else 0.
+        HU, else 0; `view` tells where that is.
 
         Raises VolumeError for an unknown interpolation.
         """
@@ -170,6 +170,17 @@ class Registration:
                 values = np.rint(values).clip(ends.min, ends.max)
             slab[...] = values
         return volume.with_array(out, affine=self.fixed.affine)
+
+    def view(self, volume):
+        """Bool (K, J, I): which voxels of the fixed grid lie in the field of view of `volume`, which lies as the moving
+        one does; None: all of them. For `fuse`'s `views`.
+        """
+        # No CT, outside of which would be air.
+        whole = volume.with_array(
+            np.ones(volume.array.shape[:3], np.uint8), modality="OT", units="", display_range=None
+        )
+        view = self.resample(whole, "nearest").array.astype(bool)
+        return None if view.all() else view
 
     def write(self, path):
         """Write an ITK transform file (.h5, .tfm, .txt or .mat), which SimpleITK and Slicer read to the same mapping.

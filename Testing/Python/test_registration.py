@@ -256,6 +256,20 @@ def test_a_small_region_without_the_whole_scans_is_not_called_good(head):
     assert registration.quality.verdict == "check" and "do not say" in registration.quality.reason, registration.quality
 
 
+def test_the_view_of_a_scan_ends_where_its_voxels_do():
+    """Whatever its modality and values; a CT's outside is air, and no less outside for that."""
+    fixed = Grid((8, 6, 5), np.diag([1.0, 1, 1, 1]))
+    shift = np.eye(4)
+    shift[:3, 3] = 2, 0, 1
+    here = Registration("rigid", shift, None, fixed)
+    ct = Volume(np.zeros((3, 6, 4), np.int16), np.eye(4), "CT", "HU")
+    seen = np.zeros((5, 6, 8), bool)
+    seen[1:4, :, 2:6] = True
+    assert np.array_equal(here.view(ct), seen)
+    assert np.array_equal(here.resample(ct).array, np.where(seen, 0, -1000))
+    assert Registration("none", np.eye(4), None, fixed).view(Volume(np.zeros((5, 6, 8)), np.eye(4))) is None
+
+
 def test_same_seed_same_matrix(head):
     first, second = (register(head.ct, head.pet, seed=5).matrix for _ in range(2))
     assert np.array_equal(first, second)
