@@ -32,13 +32,19 @@ LEAST_BETTER = 0.02
 """Natural units of mutual information: a part that gains less does not fit better."""
 
 LEAST_SHARPNESS = 1.08
+LEAST_OF_NONE = 0.2
+WHOLE = 1.3e6
 LEAST_GAIN = 0.004
 LEAST_OVERLAP = 0.25
 WORST_CONSISTENCY = 2.5
 MIRROR_MARGIN = 1.03
 MOST_UNSUPPORTED = 4.05
 MOST_ASTRAY = 4.5
-"""Limits of the verdict, from `Testing/Benchmarks/registration_trust.py`."""
+"""Limits of the verdict, from `Testing/Benchmarks/registration_trust.py`. The less a small field of view shows, the
+likelier a wrong place fits as well: its sharpness has to be higher, by up to `LEAST_OF_NONE` under `WHOLE` mm^3."""
+
+LEAST_ALIKE = 0.5
+"""Share of the larger scan's anatomy under which the other one shows but a part of it."""
 
 
 def judge(fixed, moving, matrix, displacement, seed, check=None, astray=None):
@@ -72,6 +78,7 @@ def measure(fixed, moving, matrix, displacement, seed, check=None, astray=None):
         "consistency": _inverse_consistency(fixed, moving, matrix, center, level, seed, check),
         # A small region lies on one side: of the whole scans the same was asked before.
         "mirrored": _mirrored(fixed, target, matrix, check) if after > 1 and astray is None else 0.0,
+        "extent": _extent_of_part(fixed, moving),
         "astray": 0.0 if astray is None else astray,
         "placed": astray is not None and astray <= MOST_ASTRAY,
         "jacobian": (float(np.linalg.det(matrix[:3, :3])),) * 2,
@@ -109,7 +116,8 @@ def conclude(values):
             f"The deformation moves parts by about {values['unsupported']:.0f} mm without making them fit better, and"
             " they do not find back: use an affine or rigid registration."
         )
-    if alone and values["sharpness"] < LEAST_SHARPNESS:
+    least = LEAST_SHARPNESS + LEAST_OF_NONE * max(0.0, 1 - values["extent"] / WHOLE)
+    if alone and values["sharpness"] < least:
         return "check", "The alignment is vague: moving the scan a little hardly changes how well it fits."
     if alone and values["consistency"] > WORST_CONSISTENCY:
         return "check", f"Registering the other way round ends {values['consistency']:.1f} mm away."
@@ -169,6 +177,12 @@ def _overlap(fixed, moving, matrix, seed):
         points = _anatomy_points(one, 2000, seed)
         shares.append(other.levels[-1].holds(mapped(to_other, points)).mean())
     return float(max(shares))
+
+
+def _extent_of_part(fixed, moving):
+    """mm^3 of the anatomy in the smaller field of view, where it shows but a part of the other one; else infinite."""
+    less, more = sorted((fixed.extent, moving.extent))
+    return less if less < LEAST_ALIKE * more else math.inf
 
 
 def _anatomy_points(image, count, seed):

@@ -8,7 +8,7 @@ from scipy.linalg import expm, logm
 from .. import device as devices
 from .images import COUNTED, Image, mapped
 from .linear import RADIUS, Stage, refine
-from .quality import FARTHEST_ASTRAY, judge
+from .quality import FARTHEST_ASTRAY, LEAST_ALIKE, judge
 from .result import Grid, Registration
 from .starts import multi_start
 
@@ -18,9 +18,6 @@ POINTS = (60_000, 24_000, 5_000)
 RIGID_POINTS = 120_000
 """On the finest level, or a third of the smaller grid's voxels, and no fewer than above: a good part of what is left of
 a rigid error comes of the sampling, of an affine one hardly any."""
-
-LEAST_ALIKE = 0.5
-"""Share of the larger scan's anatomy: the points of a much larger one would mostly fall outside."""
 
 FARTHEST = 6.0
 """mm between what both find: more is for the verdict to tell."""
@@ -137,7 +134,7 @@ def _both_ways(fixed, moving, model, matrix, stages, how):
     """
     one, other, matrix_one = _small_first(fixed, moving, matrix)
     if min(one.extent, other.extent) < LEAST_ALIKE * max(one.extent, other.extent):
-        return matrix
+        return matrix  # the points of a much larger one would mostly fall outside
     model = "rigid" if model == "rigid" else "affine"
     back = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, stages, **how)
     around = matrix_one @ back

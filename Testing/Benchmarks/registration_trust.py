@@ -3,12 +3,12 @@
     python Testing/Benchmarks/registration_trust.py calibrate     the cases that the limits were chosen on
     python Testing/Benchmarks/registration_trust.py judge         others: other seeds, other pairs, other patients
 
-Cases that should work (whole scans, a slab, small regions), cases made to fail (no overlap, another body part, noise, a
-constant, left for right, a start far off) and near misses: right answers moved by 5 to 20 mm or turned by 7 to 15
-degrees, and deformations with a false bump of 6 to 15 mm, handed to the verdict as if they had been found. An error is
-wrong beyond 5 mm: mean over the head (or the region) of a matrix, 98th percentile over the brain of a deformation; what
-was spoilt by less is left out. Prints how many wrong ones were not called good, how many right ones were not, and each
-that was judged amiss, and keeps that in bench-output.
+Cases that should work (whole scans, small ones, small regions), cases made to fail (no overlap, another body part,
+noise, a constant, left for right, a start far off) and near misses: right answers moved by 5 to 20 mm or turned by 7 to
+15 degrees, and deformations with a false bump of 6 to 15 mm, handed to the verdict as if they had been found. An error
+is wrong beyond 5 mm: mean over the head (or the region, or the small field of view) of a matrix, 98th percentile over
+the brain of a deformation; what was spoilt by less is left out. Prints how many wrong ones were not called good, how
+many right ones were not, and each that was judged amiss, and keeps that in bench-output.
 """
 
 from __future__ import annotations
@@ -111,12 +111,16 @@ def linear_answers(case, rng):
     slab = _slab(moving, case.truth @ np.append(judge.center, 1))
     part = register(fixed, slab, device="cpu")
     yield "40-mm slab", error(part), part.quality
+    for size in ((160, 160, 40), (100, 100, 40), (80, 80, 80)):
+        middle = judge.center + rng.uniform((-30, -40, -30), (30, 40, 40))
+        part = register(fixed, _box(moving, case.truth[:3, :3] @ middle + case.truth[:3, 3], size), device="cpu")
+        inside = middle + rng.uniform(-0.45, 0.45, (200, 3)) * size
+        yield "field of view of 80-160 mm", _off(part, inside, case.truth), part.quality
     for radius in (25, 40):
         middle = judge.center + rng.uniform((-30, -40, -30), (30, 40, 40))
         region = register(fixed, moving, device="cpu", fixed_mask=_ball(fixed, middle, radius))
         inside = middle + rng.normal(size=(200, 3)) * radius / 2.2
-        off = region.to_moving(inside) - inside @ case.truth[:3, :3].T - case.truth[:3, 3]
-        yield "region of 50-80 mm", float(np.linalg.norm(off, axis=1).mean()), region.quality
+        yield "region of 50-80 mm", _off(region, inside, case.truth), region.quality
 
     lost = {
         "no overlap": (moving, {"initial": _shift(900 * _unit(rng))}),
@@ -208,6 +212,24 @@ def _slab(volume, middle):
     cut = [slice(None)] * 3
     cut[axis] = slice(first, first + count)
     return volume.with_array(np.ascontiguousarray(volume.array[tuple(cut)]), affine=affine)
+
+
+def _box(volume, middle, size):
+    """About `size` mm along RAS about RAS `middle`, cut along the axes of the grid that are nearest to them."""
+    along = np.abs(volume.affine[:3, :3]).argmax(axis=0)
+    counts = np.clip(np.round(np.array(size)[along] / volume.spacing), 6, volume.size).astype(int)
+    first = np.round((np.linalg.inv(volume.affine) @ [*middle, 1])[:3] - counts / 2)
+    first = np.clip(first, 0, np.array(volume.size) - counts).astype(int)
+    i, j, k = (slice(start, start + count) for start, count in zip(first, counts, strict=True))
+    affine = volume.affine.copy()
+    affine[:3, 3] = (volume.affine @ [*first, 1])[:3]
+    return volume.with_array(np.ascontiguousarray(volume.array[k, j, i]), affine=affine)
+
+
+def _off(registration, points, truth):
+    """mm, mean over RAS points (N, 3) of the fixed scan. truth: 4x4, fixed -> moving."""
+    off = registration.to_moving(points) - points @ truth[:3, :3].T - truth[:3, 3]
+    return float(np.linalg.norm(off, axis=1).mean())
 
 
 def _ball(volume, middle, radius):

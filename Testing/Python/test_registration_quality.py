@@ -47,7 +47,7 @@ def step(shift=(0, 0, 0), turn=(0, 0, 0), center=(0, -12, 3)):
 
 MEASURED = {
     "overlap": 0.9, "gain": 0.2, "sharpness": 3.0, "consistency": 0.3, "folded": 0, "unsupported": 0.0, "mirrored": 0.9,
-    "jacobian": (0.8, 1.2), "astray": 0.0, "placed": False,
+    "jacobian": (0.8, 1.2), "extent": np.inf, "astray": 0.0, "placed": False,
 }  # fmt: skip
 
 
@@ -69,6 +69,22 @@ def test_the_verdict_by_each_measure_alone(measure, values):
     assert conclude(MEASURED)[0] == "good"
     for value, verdict in values:
         assert conclude(MEASURED | {measure: value})[0] == verdict, value
+
+
+@pytest.mark.parametrize(("liters", "least"), [(np.inf, 1.08), (1.3, 1.08), (0.65, 1.18), (0.13, 1.26)])
+def test_a_small_field_of_view_has_to_be_the_sharper(liters, least):
+    for sharpness, verdict in ((least + 0.01, "good"), (least - 0.01, "check")):
+        assert conclude(MEASURED | {"extent": 1e6 * liters, "sharpness": sharpness})[0] == verdict
+
+
+def test_a_field_of_view_is_small_beside_a_larger_one(head):
+    from MedFusionLib.registration.images import Image
+    from MedFusionLib.registration.quality import measure
+
+    ct, mr = Image(head.ct, LEVELS, "cpu"), Image(head.mr, LEVELS, "cpu")
+    cut = Image(head.ct.with_array(head.ct.array[20:30, 40:90, 40:90]), LEVELS, "cpu")  # 90 x 90 x 40 mm
+    assert measure(ct, mr, np.eye(4), None, 0)["extent"] == np.inf
+    assert measure(cut, mr, np.eye(4), None, 0)["extent"] == cut.extent < 90 * 90 * 40
 
 
 def test_what_the_whole_scans_bear_out_may_be_vague_in_a_small_region():
