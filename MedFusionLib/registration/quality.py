@@ -78,7 +78,7 @@ def measure(fixed, moving, matrix, displacement, seed, check=None, astray=None):
         "consistency": _inverse_consistency(fixed, moving, matrix, center, level, seed, check),
         # A small region lies on one side: of the whole scans the same was asked before.
         "mirrored": _mirrored(fixed, target, matrix, check) if after > 1 and astray is None else 0.0,
-        "extent": _extent_of_part(fixed, moving),
+        "extent": min(fixed.extent, moving.extent) if is_part(fixed, moving) else math.inf,
         "astray": 0.0 if astray is None else astray,
         "placed": astray is not None and astray <= MOST_ASTRAY,
         "jacobian": (float(np.linalg.det(matrix[:3, :3])),) * 2,
@@ -179,10 +179,9 @@ def _overlap(fixed, moving, matrix, seed):
     return float(max(shares))
 
 
-def _extent_of_part(fixed, moving):
-    """mm^3 of the anatomy in the smaller field of view, where it shows but a part of the other one; else infinite."""
-    less, more = sorted((fixed.extent, moving.extent))
-    return less if less < LEAST_ALIKE * more else math.inf
+def is_part(one, other):
+    """Whether one of two `Image`s shows but a part of what the other one does."""
+    return min(one.extent, other.extent) < LEAST_ALIKE * max(one.extent, other.extent)
 
 
 def _anatomy_points(image, count, seed):

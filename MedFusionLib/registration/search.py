@@ -8,7 +8,7 @@ from scipy.linalg import expm, logm
 from .. import device as devices
 from .images import COUNTED, Image, mapped
 from .linear import RADIUS, Stage, refine
-from .quality import FARTHEST_ASTRAY, LEAST_ALIKE, judge
+from .quality import FARTHEST_ASTRAY, is_part, judge
 from .result import Grid, Registration
 from .starts import multi_start
 
@@ -133,7 +133,7 @@ def _both_ways(fixed, moving, model, matrix, stages, how):
     The more of its points lie outside the other field of view, the worse an answer is, and the less it counts.
     """
     one, other, matrix_one = _small_first(fixed, moving, matrix)
-    if min(one.extent, other.extent) < LEAST_ALIKE * max(one.extent, other.extent):
+    if is_part(one, other):
         return matrix  # the points of a much larger one would mostly fall outside
     model = "rigid" if model == "rigid" else "affine"
     back = refine(other, one, model, np.linalg.inv(matrix_one), other.center_of_mass, stages, **how)
@@ -174,7 +174,7 @@ def _start(fixed, moving, initial, stretched, seed, check):
         return np.linalg.inv(np.asarray(initial, dtype=np.float64))
     if initial == "auto":
         one, other, _ = _small_first(fixed, moving, np.eye(4))
-        matrix = multi_start(one, other, one.center_of_mass, seed, check=check, stretched=stretched)
+        matrix = multi_start(one, other, one.center_of_mass, seed, is_part(one, other), check, stretched)
         return matrix if one is fixed else np.linalg.inv(matrix)
     shift = {
         "identity": np.zeros(3),

@@ -19,14 +19,20 @@ STEP = 14.0
 ANGLE = np.deg2rad(27.0)
 """Between starting rotations."""
 
+KEPT, KEPT_OF_PART = (4, 3), (12, 12)
+"""Places that are turned, and poses that are climbed from; and as many where one scan shows but a part of the other, of
+which many a place is nearly as good: of 96 boxes in heads 46 were lost with the former, 37 with the latter."""
 
-def multi_start(fixed, moving, center, seed, kept=3, check=None, stretched=False):
+
+def multi_start(fixed, moving, center, seed, part=False, check=None, stretched=False):
     """The best fixed -> moving rigid matrix found from many starting poses, good to some millimetres.
 
-    stretched: the scans may differ in scale and shear: the best is the one from which an affine search climbs highest.
+    part: one of them shows but a part of the other. stretched: the scans may differ in scale and shear: the best is
+    the one from which an affine search climbs highest.
     """
     poses = _Poses(fixed, moving, center, seed)
-    places = poses.best(_places(fixed, moving, center), 4, apart=1.5 * STEP)
+    turned_from, kept = KEPT_OF_PART if part else KEPT
+    places = poses.best(_places(fixed, moving, center), turned_from, apart=1.5 * STEP)
     turned = [_turned(place, center, _rotations(), _cross(STEP)) for place in places]
     candidates = poses.best(np.concatenate([places, *turned]), kept, apart=STEP)
     coarse = len(fixed.levels) - 1
