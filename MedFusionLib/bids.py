@@ -15,14 +15,14 @@ NO_SCANS = ("mask", "dseg", "probseg")
 def scans(dataset):
     """{name: ((path, modality), ...)} by subject, or by session where there are some: sub-01, sub-01_ses-02.
 
-    dataset: a folder. Empty if it is not laid out by BIDS: if no subject has a file that is named so.
+    dataset: a folder. Those that have none of these scans, as for function alone, are there too. Empty if it is not
+    laid out by BIDS: if no subject has a file that is named so.
     """
     found = {}
     for subject in _folders(dataset, "sub-"):
         for place in _folders(subject, "ses-") or [subject]:
-            if any((place / datatype).is_dir() for datatype in DATATYPES):
-                name = subject.name if place is subject else f"{subject.name}_{place.name}"
-                found[name] = tuple(_scans_of(place, subject.name))
+            name = subject.name if place is subject else f"{subject.name}_{place.name}"
+            found[name] = tuple(_scans_of(place, subject.name))
     # Folders of DICOM series may be called sub-01/ct too.
     return found if any(found.values()) else {}
 

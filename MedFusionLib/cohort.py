@@ -44,7 +44,7 @@ def find_subjects(cohort):
     require_text(cohort)
     if cohort.is_dir():
         try:
-            subjects = [Subject(name, sources) for name, sources in bids.scans(cohort).items()] or [
+            subjects = _subjects_of_bids(cohort) or [
                 _subject_of_folder(folder) for folder in sorted(cohort.iterdir()) if _is_visible_folder(folder)
             ]
         except PermissionError as error:
@@ -123,7 +123,18 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
         # Whatever it is, the other subjects have a right to their turn.
         log.debug("A subject failed.", exc_info=True)
         message = f"{type(error).__name__}: {error}"
+    if (folder / REPORT).is_file():
+        message += " What its folder holds is the result of an earlier run."
     return row | {"seconds": round(time.perf_counter() - began, 1), "message": message}
+
+
+def _subjects_of_bids(dataset):
+    found = bids.scans(dataset)
+    subjects = [Subject(name, sources) for name, sources in found.items() if sources]
+    if len(subjects) < len(found):
+        without = len(found) - len(subjects)
+        log.warning("%d subjects or sessions without %s are left out.", without, ", ".join(bids.DATATYPES))
+    return subjects
 
 
 def _subject_of_folder(folder):

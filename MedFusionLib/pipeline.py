@@ -8,6 +8,7 @@ from numbers import Integral
 from os import PathLike
 
 from .errors import Cancelled, MethodError, RegistrationError
+from .normalize import display_range
 from .volume import FUNCTIONAL, Volume, is_single, require_different, require_usable, require_volume
 
 MODELS = ("none", "rigid", "affine", "deformable")
@@ -95,7 +96,8 @@ def run(request, progress=None, cancelled=None):
         sources = [_read(source) for source in ([request.sources] if is_single(request.sources) else request.sources)]
         _check(request, sources)
     fixed = sources[request.reference]
-    registrations, aligned, views, messages = [], [], [], []
+    registrations, aligned, views = [], [], []
+    messages = [said for source in sources if (said := _plain(source))]
     moving = [n for n in range(len(sources)) if n != request.reference]
     for n, source in enumerate(sources):
         if n == request.reference:
@@ -219,6 +221,18 @@ def _check(request, sources):
     for source in sources:
         require_usable(source)
     require_different(sources)
+
+
+def _plain(source):
+    """What is to be said of a source of whose values the display range tells none apart; else None."""
+    black, white = display_range(source)
+    for shade, all_over in (("black", source.array.max() <= black), ("white", source.array.min() >= white)):
+        if all_over:
+            return (
+                f"{source.title} is {shade} all over, as its display range is {black:g} to {white:g} {source.units}:"
+                " give it one that fits its values."
+            )
+    return None
 
 
 def _is_per_source(value):

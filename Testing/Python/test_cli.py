@@ -417,6 +417,13 @@ def test_batch_goes_on_after_a_failure_and_resumes(call, cohort):
     assert (cohort / "out" / "anna" / "fused.nrrd").stat().st_mtime_ns == stamp
     assert float(summary(cohort)["anna"]["SSIM"]) > 0
 
+    # What stays of an earlier run is not taken for this one's.
+    saved = (cohort / "in" / "ben" / "t1.nrrd").read_bytes()
+    (cohort / "in" / "ben" / "t1.nrrd").write_bytes(b"torn")
+    assert call("batch", cohort / "in", *arguments)[0] == 1
+    assert "the result of an earlier run" in summary(cohort)["ben"]["message"]
+    (cohort / "in" / "ben" / "t1.nrrd").write_bytes(saved)
+
     # Other settings: everything again. And again where it is asked for.
     assert call("batch", cohort / "in", *arguments, "--method", "maximum")[0] == 0
     assert [row["state"] for row in summary(cohort).values()] == ["done"] * 3
@@ -543,7 +550,7 @@ def test_tables_as_spreadsheets_write_them(call, cohort, table):
     assert len(report["sources"]) == 2
 
 
-def test_batch_takes_a_bids_dataset(call, cohort):
+def test_batch_takes_a_bids_dataset(call, cohort, caplog):
     """Sessions are subjects of their own; masks, other series and derivatives are not scans to fuse."""
     dataset = cohort / "dataset"
     for session, kinds in (("sub-01", ("ct", "T1w")), ("sub-02/ses-a", ("T1w", "pet")), ("sub-02/ses-b", ("pet",))):
@@ -556,12 +563,14 @@ def test_batch_takes_a_bids_dataset(call, cohort):
             write_volume(scan, folder / f"{name}_{kind}.nii.gz")
             (folder / f"{name}_{kind}.json").write_text("{}")
     (dataset / "derivatives" / "sub-01").mkdir(parents=True)
+    (dataset / "sub-03" / "func").mkdir(parents=True)
     assert call("batch", dataset, "--registration", "none", "--method", "average", "-o", cohort / "out")[0] == 1
     states = {name: (row["state"], row["message"]) for name, row in summary(cohort).items()}
     assert {name: state for name, (state, _) in states.items()} == {
         "sub-01": "done", "sub-02_ses-a": "done", "sub-02_ses-b": "failed",
     }  # fmt: skip
     assert "has 1 scan" in states["sub-02_ses-b"][1]
+    assert "1 subjects or sessions without anat, pet, ct, spect are left out" in caplog.text
     for name, modalities in (("sub-01", ["CT", "MR"]), ("sub-02_ses-a", ["MR", "PT"])):
         report = json.loads((cohort / "out" / name / "report.json").read_text())
         assert sorted(source["modality"] for source in report["sources"]) == modalities

@@ -280,6 +280,17 @@ def test_a_failed_registration_stops_where_asked_and_else_warns(request_, head):
     assert any("“noise”" in message and "failed" in message for message in run(doubtful).messages)
 
 
+@pytest.mark.parametrize(("values", "shade"), [((-900, -300), "black"), ((1000, 3000), "white")])
+def test_a_scan_of_one_shade_is_said(request_, head, values, shade):
+    """A CT of lung alone lies below the window of a CT."""
+    lung = head.ct.with_array(RNG.uniform(*values, head.ct.array.shape).astype(np.float32), name="lung")
+    sources = (head.ct.with_array(head.ct.array), lung)
+    said = run(replace(request_, sources=sources, registration="none", evaluate=False)).messages
+    assert any(f"“lung” is {shade} all over, as its display range is -100 to 900 HU" in message for message in said)
+    fitting = (sources[0], lung.with_array(lung.array, display_range=values))
+    assert not run(replace(request_, sources=fitting, registration="none", evaluate=False)).messages
+
+
 def test_options_reach_the_registration(request_, head):
     known = replace(
         request_,
