@@ -89,8 +89,8 @@ def _stages(model, levels, voxels):
 
 
 def _compared(fixed, moving):
-    """mm^3 that the masks leave to compare."""
-    return min(image.compared for image in (fixed, moving) if image.mask or image is fixed)
+    """mm^3 that the masks leave to compare; without any, no end."""
+    return min((image.compared for image in (fixed, moving) if image.mask), default=np.inf)
 
 
 def _by_whole_scans(fixed, moving, model, stages, how):

@@ -245,6 +245,12 @@ def test_a_small_region_lies_where_the_whole_scans_have_it(head, modality, cente
     assert (registration.quality.verdict == "check" and registration.quality.astray > 12) or not left
 
 
+def test_a_small_scan_is_no_region_of_itself(head):
+    """Without masks there is no whole scan to ask."""
+    small = head.mr.with_array(head.mr.array[40:60, 40:90, 40:90])
+    assert register(small, head.ct).quality.astray == 0
+
+
 def test_a_small_region_without_the_whole_scans_is_not_called_good(head):
     """All else of the moving scan is noise: the region is found by itself, and nothing bears it out."""
     mr = head.mr
