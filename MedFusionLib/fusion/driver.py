@@ -58,7 +58,7 @@ def fuse(
     progress(fraction, message); cancelled() -> bool, asked before every batch.
     views: one per source, a bool array (K, J, I) that is False outside the scan's field of view, or None for a scan
     that is everywhere. What a scan does not show is taken from the brightest of the others, and so are its weights:
-    beyond an MRI of a few slices the CT goes on as it is, instead of fading into black.
+    beyond an MRI of a few slices the CT goes on as it is, instead of fading into black. What none shows stays.
 
     Raises VolumeError, GeometryError, MethodError, WeightsError, DeviceError, Cancelled.
     """
@@ -119,31 +119,39 @@ class _Units:
         """float32 (S, k, j, i): the part in a tuple of slices, by default all of it, what a source lacks filled in."""
         stack = self._shown(window)
         if self._lacks(window):
-            best = self._seen(stack, window).max(0).clip(0)  # what none shows is black
+            best, _ = self._brightest(stack, window)
             for target, view in zip(stack, self.views, strict=True):
                 if view is not None:
-                    np.copyto(target, best, where=~view[window])
+                    np.copyto(target, best, where=~view[window] & (best >= 0))
         return stack
 
     def settle(self, window, shares):
         """What was filled in belongs to the source that it came from: so do its shares (S, k, j, i), in place."""
         if not self._lacks(window):
             return
-        best = self._seen(self._shown(window), window).argmax(0)
+        best, owner = self._brightest(self._shown(window), window)
         for share, view in zip(shares, self.views, strict=True):
             if view is not None:
-                moved = np.where(view[window], 0, share)
+                moved = np.where(view[window] | (best < 0), 0, share)
                 share -= moved
-                for n, owner in enumerate(shares):
-                    owner += moved * (best == n)
+                for n, other in enumerate(shares):
+                    other += moved * (owner == n)
 
     def _lacks(self, window):
         return any(view is not None and not view[window].all() for view in self.views)
 
-    def _seen(self, stack, window):
-        """A copy of the stack with -1 where a source shows nothing."""
-        views = (True if view is None else view[window] for view in self.views)
-        return np.stack([np.where(view, unit, np.float32(-1)) for unit, view in zip(stack, views, strict=True)])
+    def _brightest(self, stack, window):
+        """(float32, uint8) (k, j, i): the highest value of the sources that show a voxel, and which has it; -1 where
+        none does: what lies there stays as it is."""
+        best = np.full(stack.shape[1:], -1, np.float32)
+        owner = np.zeros(best.shape, np.uint8)
+        for n, (unit, view) in enumerate(zip(stack, self.views, strict=True)):
+            brighter = unit > best
+            if view is not None:
+                brighter &= view[window]
+            np.copyto(best, unit, where=brighter)
+            owner[brighter] = n
+        return best, owner
 
     def _shown(self, window):
         first = self._sources[0][0][window]

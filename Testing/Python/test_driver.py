@@ -134,6 +134,21 @@ def test_of_three_the_brighter_one_that_is_there_fills_in():
     assert not shares[~views].any()
 
 
+def test_what_no_scan_shows_stays_as_it_is():
+    """Zero is no black in the range of an MRI that goes below it: the weights have to tell the value all the same."""
+    ct, mr = scans()
+    mr = mr.with_array(mr.array, display_range=(-1000, 1000))
+    views = np.ones((2, *ct.array.shape), bool)
+    views[:, :4] = views[1, 4:8] = False
+    mr.array[:8] = 0
+    fusion = fuse([ct, mr], "average", device="cpu", views=views)
+    units = np.stack([driver.scale(v.array, *registry_range(v)) for v in (ct, mr)])
+    np.testing.assert_allclose(fusion.volume.array[:4], units[:, :4].mean(0), atol=1e-6)
+    np.testing.assert_allclose(fusion.volume.array[4:8], units[0, 4:8], atol=1e-6)
+    shares = np.stack([share.array for share in fusion.weights])
+    np.testing.assert_allclose((shares * units).sum(0), fusion.volume.array, atol=1e-6)
+
+
 @pytest.mark.parametrize("views", [[None], [None, np.ones((2, 2, 2), bool)]])
 def test_views_of_other_scans_are_refused(views):
     with pytest.raises(GeometryError, match="one for each source on its grid"):

@@ -14,10 +14,13 @@ from MedFusionLib import Volume, fuse
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak memory")
-@pytest.mark.parametrize("method", ("medfusion", "wavelet_cnn", "rbm", "laplacian", "wavelet", "guided"))
-def test_memory_of_a_volume(method):
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [(m, False) for m in ("medfusion", "wavelet_cnn", "rbm", "laplacian", "wavelet", "guided")] + [("selector", True)],
+)
+def test_memory_of_a_volume(method, part):
     """The result is a part of it: half of the two sources, and as much as both where there are weight maps."""
-    assert 0.5 < peak(method, (560, 128, 128))[0] <= 3
+    assert 0.5 < peak(method, (560, 128, 128), part=part)[0] <= 3
 
 
 @pytest.mark.parametrize("mode", ("volume", "slice"))
