@@ -49,8 +49,9 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     voxels = min(image.levels[0].values.numel() for image in (fixed_image, moving_image))
     stages, last = _stages(model, len(levels), voxels)
     how = {"seed": seed, "check": report.check, "normalised": similarity != "mi"}
-    alone = not isinstance(initial, str) or initial != "auto" or _compared(fixed_image, moving_image) >= SMALL
-    placed = None if alone else _by_whole_scans(fixed_image, moving_image, model, stages, how)
+    # A start that was given says where a region lies.
+    lost = isinstance(initial, str) and initial == "auto" and _compared(fixed_image, moving_image) < SMALL
+    placed = _by_whole_scans(fixed_image, moving_image, model, stages, how) if lost else None
     start = placed
     if placed is None:
         start = _start(fixed_image, moving_image, initial, model != "rigid", seed, report.check)
@@ -62,7 +63,7 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
         report(0.5, "Scaling and shearing")
         matrix = _linear(fixed_image, moving_image, "affine", matrix, stages[-2:] + last, how)
     matrix = _both_ways(fixed_image, moving_image, model, matrix, stages[-1:] + last, how)
-    astray = None if alone else _astray(fixed_image, moving_image, matrix, placed)
+    astray = _astray(fixed_image, moving_image, matrix, placed) if lost else None
     judged = fixed_image, moving_image
     if astray and astray > FARTHEST_ASTRAY:
         matrix, judged = placed, [image.without_mask() for image in judged]
@@ -96,9 +97,13 @@ def _compared(fixed, moving):
 def _by_whole_scans(fixed, moving, model, stages, how):
     """Where the scans without their masks lie, fixed -> moving, or None where they do not say for sure or take the
     region out of view."""
+    _small_first(fixed, moving, np.eye(4))[0].points(COUNTED, 0)  # too small a mask is refused before the long search
     whole = fixed.without_mask(), moving.without_mask()
     matrix = _start(*whole, "auto", model != "rigid", how["seed"], how["check"])
-    matrix = _linear(*whole, "rigid", matrix, stages[:-1], how)
+    coarser = stages[:-1] or stages
+    matrix = _linear(*whole, "rigid", matrix, coarser, how)
+    if model != "rigid":
+        matrix = _linear(*whole, "affine", matrix, coarser[-1:], how)
     if judge(*_small_first(*whole, matrix), None, how["seed"], how["check"]).verdict != "good":
         return None
     return matrix if len(_region(fixed, moving, matrix)) else None
@@ -106,10 +111,13 @@ def _by_whole_scans(fixed, moving, model, stages, how):
 
 def _region(fixed, moving, matrix):
     """RAS mm (N, 3) of points of the fixed scan that are compared under `matrix`."""
-    points = fixed.points(COUNTED, 0)
+    one, other, matrix = _small_first(fixed, moving, matrix)
+    points = one.points(COUNTED, 0)
     there = mapped(matrix, points)
-    compared = moving.levels[0].holds(there)
-    return points[compared & moving.mask.holds(there) if moving.mask else compared]
+    compared = other.levels[0].holds(there)
+    if other.mask:
+        compared &= other.mask.holds(there)
+    return (points if one is fixed else there)[compared]
 
 
 def _astray(fixed, moving, matrix, placed):
@@ -160,10 +168,10 @@ def _outside(one, other, matrix):
 def _small_first(fixed, moving, matrix):
     """The scan to take points from, the other one, and the matrix from the one to the other.
 
-    Points of the smaller field of view can all find their counterparts; of a larger one most would fall outside, and
-    the few that do not agree by chance at many a wrong place.
+    Points of the smaller field of view, or mask, can all find their counterparts; of a larger one most would fall
+    outside, and the few that do not agree by chance at many a wrong place.
     """
-    if moving.extent < 0.7 * fixed.extent:
+    if moving.compared < 0.7 * fixed.compared:
         return moving, fixed, np.linalg.inv(matrix)
     return fixed, moving, matrix
 
