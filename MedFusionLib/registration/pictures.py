@@ -17,7 +17,7 @@ PANEL = 220
 """Pixels of a panel's longer side."""
 
 ANATOMY = 0.15
-"""Of the display range: what is darker is air."""
+"""Of the display range: what is darker is air, unless the mean is darker still, as of a PET with one hot spot."""
 
 MARGIN = 20
 """Millimetres that a picture shows around the anatomy: a PET of the brain alone has a skull around it."""
@@ -74,8 +74,9 @@ def contact_sheet(fixed, moving, registration, path=None):
 def _anatomy(volume, black, white):
     """Along each array axis the index of the middle of what is not dark, and the slice that holds all but a little."""
     counts = [np.zeros(n) for n in volume.array.shape]
+    least = min(ANATOMY, np.mean([scale(plane, black, white).mean() for plane in volume.array]))
     for k, plane in enumerate(volume.array):
-        there = scale(plane, black, white) > ANATOMY
+        there = scale(plane, black, white) > least
         counts[0][k] = there.sum()
         counts[1] += there.sum(1)
         counts[2] += there.sum(0)

@@ -66,6 +66,21 @@ def test_a_head_in_a_wide_field_of_view_fills_its_panels():
         assert abs(height - width) < 0.06 * PANEL
 
 
+def test_a_hot_spot_is_not_all_there_is_to_see():
+    """It is so bright that the head is as dark as air beside it: the panels showed the spot and 2 cm around it."""
+    volume = head(affine())
+    hot = volume.array.copy()
+    middle = tuple(slice(n // 2 - 2, n // 2 + 2) for n in hot.shape)
+    hot[middle] = 30 * hot.max()
+    here = Registration("none", np.eye(4), None, Grid.of(volume))
+    plain = contact_sheet(volume, volume, here)
+    behind = contact_sheet(volume.with_array(hot, display_range=(0, float(hot.max()))), volume, here)
+    for row in range(3):
+        place = slice(row * (PANEL + GAP), row * (PANEL + GAP) + PANEL), slice(PANEL + GAP, 2 * PANEL + GAP)
+        seen = [(sheet[place][..., 0] > 60).sum() for sheet in (plain, behind)]
+        assert abs(seen[1] / seen[0] - 1) < 0.1
+
+
 def test_before_and_after_differ_where_it_moved():
     volume = head(affine())
     away = np.eye(4)
