@@ -30,7 +30,7 @@ def multi_start(fixed, moving, center, seed, part=False, check=None, stretched=F
     part: one of them shows but a part of the other. stretched: the scans may differ in scale and shear: the best is
     the one from which an affine search climbs highest.
     """
-    poses = _Poses(fixed, moving, center, seed)
+    poses = _Poses(fixed, moving, center, seed, check)
     turned_from, kept = KEPT_OF_PART if part else KEPT
     places = poses.best(_places(fixed, moving, center), turned_from, apart=1.5 * STEP)
     turned = [_turned(place, center, _rotations(), _cross(STEP)) for place in places]
@@ -57,8 +57,9 @@ def evidence(nmi, share):
 class _Poses:
     """Scores a batch of poses by nearest-voxel mutual information of a few hundred points."""
 
-    def __init__(self, fixed, moving, center, seed):
+    def __init__(self, fixed, moving, center, seed, check):
         self.center = center
+        self.check = check or (lambda: None)
         level = fixed.levels[-1]
         points = fixed.points(POINTS, seed)
         index = np.rint(points @ level.to_index[:3, :3].T + level.to_index[:3, 3])
@@ -87,6 +88,7 @@ class _Poses:
         return np.linalg.norm(mapped(one, self.probes) - mapped(other, self.probes), axis=1).mean()
 
     def _scores(self, matrices):
+        self.check()
         shift = np.eye(4)
         shift[:3, 3] = self.center
         to_index = (self.level.to_index @ matrices @ shift)[:, :3].astype(np.float32)

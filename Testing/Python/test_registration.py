@@ -251,6 +251,46 @@ def test_a_small_scan_is_no_region_of_itself(head):
     assert register(small, head.ct).quality.astray == 0
 
 
+@pytest.mark.parametrize("options", [{"moving_mask": True}, {"levels": (3,)}])
+def test_a_small_region_is_found_whichever_scan_it_is_drawn_in_and_on_one_grid(head, options):
+    """Points of the whole fixed scan hardly met a region of the other one: that was said not to overlap."""
+    center, radius = np.array((-35.0, 30, 10)), 25
+    if "moving_mask" in options:
+        there = np.linalg.inv(head.truth["MR"]) @ np.append(center, 1)
+        options = {"moving_mask": ball(head.mr, there[:3], radius)}
+    else:
+        options = options | {"fixed_mask": ball(head.ct, center, radius)}
+    registration = register(head.ct, head.mr, **options)
+    points = np.random.default_rng(0).uniform(-radius / 2, radius / 2, (200, 3)) + center
+    off = mapped_by(registration.matrix @ np.linalg.inv(head.truth["MR"]), points) - points
+    assert np.linalg.norm(off, axis=1).mean() < 4
+    assert registration.quality.verdict == "good" and registration.quality.astray < 4.5, registration.quality
+
+
+def test_a_small_region_of_a_scan_of_another_scale(head):
+    """A rigid motion of the whole scans could not say where it lies: 18 mm off."""
+    scaled = np.diag([1.1, 1.1, 1.1, 1])
+    mask = ball(head.ct, (-35, 60, 40), 25)
+    registration = register(head.ct, moved(head.mr, scaled), "affine", fixed_mask=mask)
+    points = np.random.default_rng(0).uniform((-47, 48, 28), (-23, 72, 52), (200, 3))
+    off = mapped_by(registration.matrix @ scaled @ np.linalg.inv(head.truth["MR"]), points) - points
+    assert np.linalg.norm(off, axis=1).mean() < 4
+    assert registration.quality.verdict == "good", registration.quality
+
+
+@pytest.mark.parametrize("name", ["fixed_mask", "moving_mask"])
+def test_a_mask_beside_the_anatomy_is_refused_before_any_search(head, name):
+    asked, corner = [], np.zeros(head.mr.array.shape, np.uint8)
+    corner[0, 0, 0] = 1
+    with pytest.raises(VolumeError, match="hardly covers any of its anatomy"):
+        register(head.mr, head.ct, cancelled=lambda: asked.append(1), **{name: head.mr.with_array(corner)})
+    assert len(asked) < 10
+
+
+def mapped_by(matrix, points):
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
 def test_a_small_region_without_the_whole_scans_is_not_called_good(head):
     """All else of the moving scan is noise: the region is found by itself, and nothing bears it out."""
     mr = head.mr
