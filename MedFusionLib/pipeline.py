@@ -228,10 +228,8 @@ def _plain(source):
     black, white = display_range(source)
     for shade, all_over in (("black", source.array.max() <= black), ("white", source.array.min() >= white)):
         if all_over:
-            return (
-                f"{source.title} is {shade} all over, as its display range is {black:g} to {white:g} {source.units}:"
-                " give it one that fits its values."
-            )
+            shown = f"{black:g} to {white:g} {source.units}".rstrip()
+            return f"{source.title} is {shade} all over, as its display range is {shown}: give it one that fits."
     return None
 
 

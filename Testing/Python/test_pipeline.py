@@ -287,6 +287,9 @@ def test_a_scan_of_one_shade_is_said(request_, head, values, shade):
     sources = (head.ct.with_array(head.ct.array), lung)
     said = run(replace(request_, sources=sources, registration="none", evaluate=False)).messages
     assert any(f"“lung” is {shade} all over, as its display range is -100 to 900 HU" in message for message in said)
+    mr = lung.with_array(np.abs(lung.array), modality="MR", units="", display_range=(-9, -5), name="dim")
+    said = run(replace(request_, sources=(sources[0], mr), registration="none", evaluate=False)).messages
+    assert said == ("“dim” is white all over, as its display range is -9 to -5: give it one that fits.",)
     fitting = (sources[0], lung.with_array(lung.array, display_range=values))
     assert not run(replace(request_, sources=fitting, registration="none", evaluate=False)).messages
 
