@@ -41,8 +41,9 @@ def register(
     device: "auto", "cpu", "cuda", "mps". seed: of the sampling: same volumes, seed and device, same result.
     initial: "auto" (many starting poses), "identity", "geometry" (middle on middle), "moments" (centre of mass on
         centre of mass), or a 4x4 RAS mm matrix, moving -> fixed, near the truth.
-    fixed_mask, moving_mask: Volumes, on any grid; only where they are not 0 is compared. With "auto" a region of less
-        than a litre is looked for where the whole scans have it, and stays there if it alone ends too far away.
+    fixed_mask, moving_mask: Volumes, on any grid; only where they are not 0 is compared. Unless `initial` is a
+        matrix, a region of less than a litre is looked for where the whole scans have it, and stays there if it alone
+        ends too far away.
     similarity: "auto" (rigid and affine: normalised mutual information; deformable: descriptors that survive any change
         of contrast), "nmi" and "mind" (the same by name), "mi" (rigid and affine by plain mutual information, which
         partial overlap misleads), "ncc" (deformable by local correlation, for two scans of one contrast).

@@ -49,9 +49,9 @@ def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask,
     voxels = min(image.levels[0].values.numel() for image in (fixed_image, moving_image))
     stages, last = _stages(model, len(levels), voxels)
     how = {"seed": seed, "check": report.check, "normalised": similarity != "mi"}
-    # A start that was given says where a region lies.
-    lost = isinstance(initial, str) and initial == "auto" and _compared(fixed_image, moving_image) < SMALL
-    placed = _by_whole_scans(fixed_image, moving_image, model, stages, how) if lost else None
+    # A matrix that was given says where a region lies.
+    lost = isinstance(initial, str) and _compared(fixed_image, moving_image) < SMALL
+    placed = _by_whole_scans(fixed_image, moving_image, model, initial, stages, how) if lost else None
     start = placed
     if placed is None:
         start = _start(fixed_image, moving_image, initial, model != "rigid", seed, report.check)
@@ -94,12 +94,12 @@ def _compared(fixed, moving):
     return min((image.compared for image in (fixed, moving) if image.mask), default=np.inf)
 
 
-def _by_whole_scans(fixed, moving, model, stages, how):
+def _by_whole_scans(fixed, moving, model, initial, stages, how):
     """Where the scans without their masks lie, fixed -> moving, or None where they do not say for sure or take the
     region out of view."""
     _small_first(fixed, moving, np.eye(4))[0].points(COUNTED, 0)  # too small a mask is refused before the long search
     whole = fixed.without_mask(), moving.without_mask()
-    matrix = _start(*whole, "auto", model != "rigid", how["seed"], how["check"])
+    matrix = _start(*whole, initial, model != "rigid", how["seed"], how["check"])
     coarser = stages[:-1] or stages
     matrix = _linear(*whole, "rigid", matrix, coarser, how)
     if model != "rigid":
