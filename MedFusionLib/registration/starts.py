@@ -31,7 +31,8 @@ def multi_start(fixed, moving, center, seed, part=False, check=None, stretched=F
     the one from which an affine search climbs highest.
     """
     poses = _Poses(fixed, moving, center, seed, check)
-    turned_from, kept = KEPT_OF_PART if part else KEPT
+    # By scale and shear too many a wrong place of a part climbs higher than the right one.
+    turned_from, kept = KEPT_OF_PART if part and not stretched else KEPT
     places = poses.best(_places(fixed, moving, center), turned_from, apart=1.5 * STEP)
     turned = [_turned(place, center, _rotations(), _cross(STEP)) for place in places]
     candidates = poses.best(np.concatenate([places, *turned]), kept, apart=STEP)
