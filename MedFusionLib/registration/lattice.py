@@ -115,13 +115,12 @@ class _Gather(torch.autograd.Function):
 
 
 def bending(field, spacing):
-    """Mean squared second differences, per 10 mm, of a field in mm."""
+    """Mean squared second differences, per 10 mm, of a field in mm of 3 points or more along each axis."""
     total = 0.0
     for axis in (2, 3, 4):
         n = field.shape[axis]
-        if n > 2:
-            second = field.narrow(axis, 2, n - 2) - 2 * field.narrow(axis, 1, n - 2) + field.narrow(axis, 0, n - 2)
-            total = total + second.square().mean()
+        second = field.narrow(axis, 2, n - 2) - 2 * field.narrow(axis, 1, n - 2) + field.narrow(axis, 0, n - 2)
+        total = total + second.square().mean()
         for other in range(axis + 1, 5):
             first = field.narrow(axis, 1, n - 1) - field.narrow(axis, 0, n - 1)
             m = field.shape[other]

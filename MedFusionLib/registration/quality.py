@@ -151,8 +151,6 @@ def jacobian_range(displacement, check=None):
     low, high, folded = math.inf, -math.inf, 0
     steps = torch.tensor(displacement.affine[:3, :3].T, dtype=torch.float32)
     volume = float(np.linalg.det(displacement.affine[:3, :3]))
-    if min(field.shape[:3]) < 2:
-        return (low, high), folded
     for k in range(0, len(field), SLAB):
         if check:
             check()
