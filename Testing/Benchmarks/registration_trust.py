@@ -108,7 +108,7 @@ def linear_answers(case, rng):
         yield "start 25-40 mm and degrees off", error(again), again.quality
     away = register(fixed, moving, device="cpu", initial=_turn(rng.uniform(60, 120), judge.center, rng))
     yield "start 60-120 degrees off", error(away), away.quality
-    slab = _slab(moving, case.truth @ np.append(judge.center, 1))
+    slab = _box(moving, (case.truth @ np.append(judge.center, 1))[:3], (np.inf, np.inf, 40))
     part = register(fixed, slab, device="cpu")
     yield "40-mm slab", error(part), part.quality
     for size in ((160, 160, 40), (100, 100, 40), (80, 80, 80)):
@@ -200,22 +200,9 @@ def _as_volume(fixed, field):
     return fixed.with_array(np.ascontiguousarray(field.transpose(2, 1, 0, 3)), display_range=None)
 
 
-def _slab(volume, middle):
-    """40 mm about RAS `middle`, cut across the axis nearest to head-foot."""
-    axis = volume.anatomical_axis("axial")
-    step = volume.affine[:3, 2 - axis]
-    count = max(4, round(40 / np.linalg.norm(step)))
-    index = (np.linalg.inv(volume.affine) @ middle)[2 - axis]
-    first = int(np.clip(round(index - count / 2), 0, volume.array.shape[axis] - count))
-    affine = volume.affine.copy()
-    affine[:3, 3] += first * step
-    cut = [slice(None)] * 3
-    cut[axis] = slice(first, first + count)
-    return volume.with_array(np.ascontiguousarray(volume.array[tuple(cut)]), affine=affine)
-
-
 def _box(volume, middle, size):
-    """About `size` mm along RAS about RAS `middle`, cut along the axes of the grid that are nearest to them."""
+    """About `size` mm along RAS about RAS `middle`, cut along the axes of the grid that are nearest to them; infinite:
+    all of it."""
     along = np.abs(volume.affine[:3, :3]).argmax(axis=0)
     counts = np.clip(np.round(np.array(size)[along] / volume.spacing), 6, volume.size).astype(int)
     first = np.round((np.linalg.inv(volume.affine) @ [*middle, 1])[:3] - counts / 2)

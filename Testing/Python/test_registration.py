@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from MedFusionLib import phantom
 from MedFusionLib.errors import Cancelled, FileError, GeometryError, MethodError, VolumeError
 from MedFusionLib.registration import Grid, Registration, register
+from MedFusionLib.registration.images import mapped
 from MedFusionLib.registration.result import HEADER, read_matrix
 from MedFusionLib.volume import LPS, Volume
 
@@ -262,7 +263,7 @@ def test_a_small_region_is_found_whichever_scan_it_is_drawn_in_and_on_one_grid(h
         options = options | {"fixed_mask": ball(head.ct, center, radius)}
     registration = register(head.ct, head.mr, **options)
     points = np.random.default_rng(0).uniform(-radius / 2, radius / 2, (200, 3)) + center
-    off = mapped_by(registration.matrix @ np.linalg.inv(head.truth["MR"]), points) - points
+    off = mapped(registration.matrix @ np.linalg.inv(head.truth["MR"]), points) - points
     assert np.linalg.norm(off, axis=1).mean() < 4
     assert registration.quality.verdict == "good" and registration.quality.astray < 4.5, registration.quality
 
@@ -271,7 +272,7 @@ def test_a_small_region_far_from_a_named_start_is_not_called_good_elsewhere(head
     """From the scanners' placement it alone ended 59 mm off, and that was called good."""
     center = np.array((-35.0, 30, 10))
     registration = register(head.ct, head.mr, initial="identity", fixed_mask=ball(head.ct, center, 25))
-    off = mapped_by(registration.matrix @ np.linalg.inv(head.truth["MR"]), center[None]) - center
+    off = mapped(registration.matrix @ np.linalg.inv(head.truth["MR"]), center[None]) - center
     assert np.linalg.norm(off) < 5 or registration.quality.verdict != "good", registration.quality
 
 
@@ -281,7 +282,7 @@ def test_a_small_region_of_a_scan_of_another_scale(head):
     mask = ball(head.ct, (-35, 60, 40), 25)
     registration = register(head.ct, moved(head.mr, scaled), "affine", fixed_mask=mask)
     points = np.random.default_rng(0).uniform((-47, 48, 28), (-23, 72, 52), (200, 3))
-    off = mapped_by(registration.matrix @ scaled @ np.linalg.inv(head.truth["MR"]), points) - points
+    off = mapped(registration.matrix @ scaled @ np.linalg.inv(head.truth["MR"]), points) - points
     assert np.linalg.norm(off, axis=1).mean() < 4
     assert registration.quality.verdict == "good", registration.quality
 
@@ -293,10 +294,6 @@ def test_a_mask_beside_the_anatomy_is_refused_before_any_search(head, name):
     with pytest.raises(VolumeError, match="hardly covers any of its anatomy"):
         register(head.mr, head.ct, cancelled=lambda: asked.append(1), **{name: head.mr.with_array(corner)})
     assert len(asked) < 10
-
-
-def mapped_by(matrix, points):
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def test_a_small_region_without_the_whole_scans_is_not_called_good(head):
