@@ -96,14 +96,13 @@ def run(request, progress=None, cancelled=None):
         sources = [_read(source) for source in ([request.sources] if is_single(request.sources) else request.sources)]
         _check(request, sources)
     fixed = sources[request.reference]
-    registrations, aligned, views = [], [], []
+    registrations, aligned = [], []
     messages = [said for source in sources if (said := _plain(source))]
     moving = [n for n in range(len(sources)) if n != request.reference]
     for n, source in enumerate(sources):
         if n == request.reference:
             registrations.append(None)
             aligned.append(source)
-            views.append(None)
             continue
         share = 0.55 / len(moving)
         start = 0.05 + share * moving.index(n)
@@ -111,15 +110,12 @@ def run(request, progress=None, cancelled=None):
             registration = _register(request, fixed, source, n, report, steps.cancelled, messages)
         registrations.append(registration)
         aligned.append(_resample(registration, source, fixed))
-        views.append(registration.view(source))
         steps.check()
     from .fusion import fuse
 
     # Weights and the first-source rule follow the request's order; only the grid is the reference's.
     with steps("fuse", 0.6, 0.9) as report:
-        fusion = fuse(
-            aligned, request.method, request.mode, request.axis, request.device, report, steps.cancelled, views
-        )
+        fusion = fuse(aligned, request.method, request.mode, request.axis, request.device, report, steps.cancelled)
     rgb = None
     functional = _functional(aligned)
     if request.coloring and functional is not None:

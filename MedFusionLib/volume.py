@@ -28,6 +28,8 @@ class Volume:
     modality: one of `MODALITIES`. units: of the values ("HU", "SUV", "Bq/mL", "" if unknown).
     display_range: (black, white) in those units; None: chosen by modality (`normalize.display_range`).
     attributes: provenance, as text.
+    view: bool (K, J, I), False beyond the scan's field of view, as `Registration.resample` leaves it; None: all of the
+        grid lies in it.
 
     Raises GeometryError or VolumeError for shapes and matrices that are not such a volume.
     """
@@ -39,6 +41,7 @@ class Volume:
     name: str = ""
     display_range: tuple[float, float] | None = None
     attributes: dict[str, str] = field(default_factory=dict)
+    view: np.ndarray | None = None
 
     def __post_init__(self):
         array = np.asarray(self.array)
@@ -76,6 +79,14 @@ class Volume:
                     " white."
                 )
             object.__setattr__(self, "display_range", (black, white))
+        if self.view is not None:
+            view = np.asarray(self.view)
+            if view.dtype != bool or view.shape != array.shape[:3]:
+                raise VolumeError(
+                    f"{self.title}: its view has {view.dtype} values and shape {view.shape}: give a bool for each voxel"
+                    f" {array.shape[:3]}, or None."
+                )
+            object.__setattr__(self, "view", view)
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", affine)
 

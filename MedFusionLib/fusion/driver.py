@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import device as devices
 from ..errors import Cancelled, GeometryError, MethodError
-from ..normalize import display_range, scale
 from ..volume import Volume, require_different, require_several, require_usable
 from . import registry
+from .units import Units
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ def fuse(
     device="auto",
     progress=None,
     cancelled=None,
-    views=None,
 ):
     """Fuse two or three volumes on one grid.
 
@@ -56,18 +55,16 @@ def fuse(
     does not matter; a mirrored grid gives the mirrored result, but for rounding, only by methods whose filters are
     symmetric (those without training, save `laplacian`, and `medfusion` where all sizes are multiples of 16).
     progress(fraction, message); cancelled() -> bool, asked before every batch.
-    views: one per source, a bool array (K, J, I) that is False outside the scan's field of view, or None for a scan
-    that is everywhere. What a scan does not show is taken from the brightest of the others, and so are its weights:
-    beyond an MRI of a few slices the CT goes on as it is, instead of fading into black. What none shows stays.
+    What a scan does not show (its `view`) is taken from the brightest of the others, and so are its weights: beyond an
+    MRI of a few slices the CT goes on as it is, instead of fading into black. What none shows stays.
 
     Raises VolumeError, GeometryError, MethodError, WeightsError, DeviceError, Cancelled.
     """
     info = registry.find(method)
     sources = require_several(sources)
     _check(sources, info, mode)
-    views = _views(views, sources)
     chosen = devices.choose(device)
-    units = _Units(sources, views)
+    units = Units(sources)
     modalities = tuple(source.modality for source in sources)
     plane = None if mode == "volume" and 3 in info.dimensions and min(units.shape) > 1 else axis
     try:
@@ -94,71 +91,6 @@ def _check(sources, info, mode):
                 f"{source.title} is not on the grid of {sources[0].title}: register or resample it first."
             )
     require_different(sources)
-
-
-def _views(views, sources):
-    """`fuse`'s views, one for each source."""
-    views = [None] * len(sources) if views is None else list(views)
-    shapes = [np.shape(view) for view in views if view is not None]
-    if len(views) != len(sources) or any(shape != sources[0].array.shape for shape in shapes):
-        raise GeometryError("the views are not one for each source on its grid: give a mask or None for each.")
-    return [None if view is None else np.asarray(view, bool) for view in views]
-
-
-class _Units:
-    """The sources as 0..1, made part by part: a second copy of the whole would cost more than the fusion."""
-
-    def __init__(self, sources, views):
-        self.views = views
-        self.ranges = [display_range(source) for source in sources]
-        self._sources = [(source.array, *ends) for source, ends in zip(sources, self.ranges, strict=True)]
-        self.shape = sources[0].array.shape
-        self.count = len(sources)
-
-    def __call__(self, window=(...,)):
-        """float32 (S, k, j, i): the part in a tuple of slices, by default all of it, what a source lacks filled in."""
-        stack = self._shown(window)
-        if self._lacks(window):
-            best, _ = self._brightest(stack, window)
-            for target, view in zip(stack, self.views, strict=True):
-                if view is not None:
-                    np.copyto(target, best, where=~view[window] & (best >= 0))
-        return stack
-
-    def settle(self, window, shares):
-        """What was filled in belongs to the source that it came from: so do its shares (S, k, j, i), in place."""
-        if not self._lacks(window):
-            return
-        best, owner = self._brightest(self._shown(window), window)
-        for share, view in zip(shares, self.views, strict=True):
-            if view is not None:
-                moved = np.where(view[window] | (best < 0), 0, share)
-                share -= moved
-                for n, other in enumerate(shares):
-                    other += moved * (owner == n)
-
-    def _lacks(self, window):
-        return any(view is not None and not view[window].all() for view in self.views)
-
-    def _brightest(self, stack, window):
-        """(float32, uint8) (k, j, i): the highest value of the sources that show a voxel, and which has it; -1 where
-        none does: what lies there stays as it is."""
-        best = np.full(stack.shape[1:], -1, np.float32)
-        owner = np.zeros(best.shape, np.uint8)
-        for n, (unit, view) in enumerate(zip(stack, self.views, strict=True)):
-            brighter = unit > best
-            if view is not None:
-                brighter &= view[window]
-            np.copyto(best, unit, where=brighter)
-            owner[brighter] = n
-        return best, owner
-
-    def _shown(self, window):
-        first = self._sources[0][0][window]
-        stack = np.empty((self.count, *first.shape), np.float32)
-        for target, (array, black, white) in zip(stack, self._sources, strict=True):
-            scale(array[window], black, white, out=target)
-        return stack
 
 
 def _run(info, units, modalities, first, plane, device, progress, cancelled):

@@ -8,16 +8,17 @@ from numbers import Integral
 import numpy as np
 
 from ..errors import GeometryError, MethodError, VolumeError
-from ..normalize import display_range, scale
 from ..volume import require_several, require_volume
 from .driver import recorded
+from .units import Units
 
 
 def lean(fusion, sources, towards, amount):
     """Move a fusion towards one of its sources without running the network again.
 
     fusion: what `fuse` returned, with weights. sources: the Volumes it was made of, in the same order.
-    towards: index of a source. amount: 0 (the fusion as it is) .. 1 (that source alone).
+    towards: index of a source. amount: 0 (the fusion as it is) .. 1 (that source alone; beyond its field of view the
+    brightest of the others, as in `fuse`).
 
     Returns a `Fusion` with the new values and weights. It is still a convex combination of the sources.
     Raises MethodError for a fusion without weights or values out of range, GeometryError for sources on other grids,
@@ -34,8 +35,8 @@ def lean(fusion, sources, towards, amount):
         require_volume(source)
     if len(sources) != len(fusion.weights) or not all(source.same_grid(fusion.volume) for source in sources):
         raise GeometryError("these are not the volumes of this fusion: give its own sources, on its grid, in order.")
-    ranges = [display_range(source) for source in sources]
-    for n, (source, ends) in enumerate(zip(sources, ranges, strict=True), 1):
+    units = Units(sources)
+    for n, (source, ends) in enumerate(zip(sources, units.ranges, strict=True), 1):
         # What holds no such record cannot be checked.
         was, now = fusion.volume.attributes.get(f"MedFusion.Source{n}"), recorded(source, *ends)
         if was not in (None, now):
@@ -45,13 +46,15 @@ def lean(fusion, sources, towards, amount):
     said = f"{amount:g} towards source {towards + 1}"
     before = fusion.volume.attributes.get("MedFusion.Lean")
     attributes = {**fusion.volume.attributes, "MedFusion.Lean": f"{before}, then {said}" if before else said}
-    fused = np.zeros_like(fusion.volume.array)
-    leaned = []
-    for n, (share, source) in enumerate(zip(fusion.weights, sources, strict=True)):
-        array = share.array * np.float32(1 - amount)
-        if n == towards:
-            array += np.float32(amount)
-        fused += array * scale(source.array, *ranges[n])
-        leaned.append(share.with_array(array, attributes=attributes))
+    fused = np.empty_like(fusion.volume.array)
+    shares = np.stack([share.array for share in fusion.weights])
+    shares *= np.float32(1 - amount)
+    shares[towards] += np.float32(amount)
+    for k in range(len(fused)):
+        fused[k] = sum(shares[:, k] * units(k))
+        units.settle(k, shares[:, k])
     volume = fusion.volume.with_array(np.clip(fused, 0, 1, out=fused), attributes=attributes)
+    leaned = [
+        share.with_array(array, attributes=attributes) for share, array in zip(fusion.weights, shares, strict=True)
+    ]
     return replace(fusion, volume=volume, weights=tuple(leaned))

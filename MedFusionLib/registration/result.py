@@ -120,37 +120,39 @@ class Registration:
         """`volume`, which lies as the moving one does, on the fixed grid: same type, units, name and display range.
 
         interpolation: "linear", "bspline" (cubic) or "nearest" (labels). Outside `volume`: air (-1000) for a CT in
-        HU, else 0; `view` tells where that is.
+        HU, else 0; the `view` of the result tells where that is.
 
         Raises VolumeError for an unknown interpolation.
         """
-        import SimpleITK as sitk
-
         require_volume(volume)
         if interpolation not in _INTERPOLATIONS:
             raise VolumeError(f"interpolation {interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}.")
-        kind = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline, "nearest": sitk.sitkNearestNeighbor}
-        image = _to_sitk(volume)
-        fixed = volume.with_array(
-            np.broadcast_to(np.zeros(1, np.uint8), self.fixed.size[::-1]), affine=self.fixed.affine
-        )
         if (
             self.displacement is None
-            and fixed.same_grid(volume, 1e-6)
+            and volume.same_grid(self.fixed, 1e-6)
             and np.allclose(self.matrix, np.eye(4), atol=1e-12)
         ):
             return volume
         background = AIR if not volume.is_vector and looks_like_hu(volume) else 0.0
+        array = self._resampled(volume.array, volume.affine, interpolation, background)
+        shown = np.ones(volume.array.shape[:3], np.uint8) if volume.view is None else volume.view.view(np.uint8)
+        view = self._resampled(shown, volume.affine, "nearest", 0).view(bool)
+        return volume.with_array(array, affine=self.fixed.affine, view=None if view.all() else view)
+
+    def _resampled(self, array, affine, interpolation, background):
+        """An array (K, J, I) or (K, J, I, 3) on a grid that lies as the moving one does, on the fixed grid."""
+        import SimpleITK as sitk
+
+        kind = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline, "nearest": sitk.sitkNearestNeighbor}
+        image = _to_sitk(array, affine)
         resampler = sitk.ResampleImageFilter()
         resampler.SetInterpolator(kind[interpolation])
         resampler.SetDefaultPixelValue(background)
-        out = np.empty(
-            self.fixed.size[::-1] + ((3,) if volume.is_vector else ()), sitk.GetArrayViewFromImage(image).dtype
-        )
+        out = np.empty(self.fixed.size[::-1] + array.shape[3:], sitk.GetArrayViewFromImage(image).dtype)
         # ITK cuts decimals off: whole numbers would lose half a unit on average.
         rounds = out.dtype.kind in "iu" and interpolation != "nearest"
         if rounds:
-            resampler.SetOutputPixelType(sitk.sitkVectorFloat64 if volume.is_vector else sitk.sitkFloat64)
+            resampler.SetOutputPixelType(sitk.sitkVectorFloat64 if array.ndim == 4 else sitk.sitkFloat64)
         else:
             resampler.SetOutputPixelType(image.GetPixelID())
         whole = self.displacement is None and not rounds
@@ -169,18 +171,7 @@ class Registration:
                 ends = np.iinfo(out.dtype)
                 values = np.rint(values).clip(ends.min, ends.max)
             slab[...] = values
-        return volume.with_array(out, affine=self.fixed.affine)
-
-    def view(self, volume):
-        """Bool (K, J, I): which voxels of the fixed grid lie in the field of view of `volume`, which lies as the moving
-        one does; None: all of them. For `fuse`'s `views`.
-        """
-        # No CT, outside of which would be air.
-        whole = volume.with_array(
-            np.ones(volume.array.shape[:3], np.uint8), modality="OT", units="", display_range=None
-        )
-        view = self.resample(whole, "nearest").array.astype(bool)
-        return None if view.all() else view
+        return out
 
     def write(self, path):
         """Write an ITK transform file (.h5, .tfm, .txt or .mat), which SimpleITK and Slicer read to the same mapping.
@@ -265,14 +256,13 @@ def _itk_geometry(affine, start=0):
     return lps[:3, 3].tolist(), spacing.tolist(), (lps[:3, :3] / spacing).ravel().tolist()
 
 
-def _to_sitk(volume):
+def _to_sitk(array, affine):
     import SimpleITK as sitk
 
-    array = volume.array
     if array.dtype == np.float16:
         array = array.astype(np.float32)
-    image = sitk.GetImageFromArray(array.astype(array.dtype.newbyteorder("="), copy=False), isVector=volume.is_vector)
-    origin, spacing, direction = _itk_geometry(volume.affine)
+    image = sitk.GetImageFromArray(array.astype(array.dtype.newbyteorder("="), copy=False), isVector=array.ndim == 4)
+    origin, spacing, direction = _itk_geometry(affine)
     image.SetOrigin(origin)
     image.SetSpacing(spacing)
     image.SetDirection(direction)

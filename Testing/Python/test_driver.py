@@ -10,6 +10,7 @@ from scipy import ndimage
 from MedFusionLib import fuse
 from MedFusionLib.errors import Cancelled, DeviceError, GeometryError, MethodError, VolumeError, WeightsError
 from MedFusionLib.fusion import driver, registry, weights
+from MedFusionLib.normalize import scale
 from MedFusionLib.volume import Volume
 
 BASELINES = ("average", "maximum", "weighted", "pca", "laplacian", "wavelet", "guided")
@@ -112,8 +113,8 @@ def test_beyond_a_scan_s_field_of_view_the_others_go_on(method, mode, monkeypatc
     seen = np.zeros(ct.array.shape, bool)
     seen[4:9] = True
     mr.array[~seen] = 0
-    fusion = fuse([ct, mr], method, mode, device="cpu", views=[None, seen])
-    units = np.stack([driver.scale(v.array, *registry_range(v)) for v in (ct, mr)])
+    fusion = fuse([ct, mr.with_array(mr.array, view=seen)], method, mode, device="cpu")
+    units = np.stack([scale(v.array, *registry_range(v)) for v in (ct, mr)])
     shares = np.stack([share.array for share in fusion.weights])
     np.testing.assert_allclose(fusion.volume.array[~seen], units[0][~seen], atol=1e-6)
     np.testing.assert_allclose(fusion.volume.array, (shares * units).sum(0), atol=1e-6)
@@ -125,8 +126,9 @@ def test_of_three_the_brighter_one_that_is_there_fills_in():
     sources = scans(count=3)
     views = np.random.default_rng(5).random((3, *sources[0].array.shape)) > 0.3
     views[0] |= True
-    fusion = fuse(sources, "average", device="cpu", views=views)
-    units = np.stack([driver.scale(v.array, *registry_range(v)) for v in sources])
+    sources = [source.with_array(source.array, view=view) for source, view in zip(sources, views, strict=True)]
+    fusion = fuse(sources, "average", device="cpu")
+    units = np.stack([scale(v.array, *registry_range(v)) for v in sources])
     best = np.where(views, units, 0).max(0)
     np.testing.assert_allclose(fusion.volume.array, np.where(views, units, best).mean(0), atol=1e-6)
     shares = np.stack([share.array for share in fusion.weights])
@@ -141,18 +143,13 @@ def test_what_no_scan_shows_stays_as_it_is():
     views = np.ones((2, *ct.array.shape), bool)
     views[:, :4] = views[1, 4:8] = False
     mr.array[:8] = 0
-    fusion = fuse([ct, mr], "average", device="cpu", views=views)
-    units = np.stack([driver.scale(v.array, *registry_range(v)) for v in (ct, mr)])
+    sources = [source.with_array(source.array, view=view) for source, view in zip((ct, mr), views, strict=True)]
+    fusion = fuse(sources, "average", device="cpu")
+    units = np.stack([scale(v.array, *registry_range(v)) for v in (ct, mr)])
     np.testing.assert_allclose(fusion.volume.array[:4], units[:, :4].mean(0), atol=1e-6)
     np.testing.assert_allclose(fusion.volume.array[4:8], units[0, 4:8], atol=1e-6)
     shares = np.stack([share.array for share in fusion.weights])
     np.testing.assert_allclose((shares * units).sum(0), fusion.volume.array, atol=1e-6)
-
-
-@pytest.mark.parametrize("views", [[None], [None, np.ones((2, 2, 2), bool)]])
-def test_views_of_other_scans_are_refused(views):
-    with pytest.raises(GeometryError, match="one for each source on its grid"):
-        fuse(scans(), "average", device="cpu", views=views)
 
 
 def test_a_long_preparation_tells_how_far_it_is_and_can_be_cancelled():

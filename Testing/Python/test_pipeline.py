@@ -17,7 +17,7 @@ from MedFusionLib.errors import (
 )
 from MedFusionLib.files import write_volume
 from MedFusionLib.normalize import to_unit
-from MedFusionLib.pipeline import Coloring, Request, run
+from MedFusionLib.pipeline import Coloring, Request, leaned, run
 from MedFusionLib.volume import Volume
 
 RNG = np.random.default_rng(0)
@@ -122,9 +122,16 @@ def test_a_ct_goes_on_as_it_is_beyond_an_mri_of_a_few_slices(head):
     # A CT in its own space: without the motion, the MRI's slab covers the voxels that are checked here.
     below = head.ct.with_array(head.ct.array[: len(head.ct.array) // 2], modality="MR", units="")
     slab = below.with_array(1000 - np.abs(below.array.astype(np.float32)))
-    fused = run(Request((head.ct, slab), registration="none", device="cpu", evaluate=False)).fusion.volume.array
+    request = Request((head.ct, slab), registration="none", device="cpu", evaluate=False)
+    result = run(request)
     above = slice(len(slab.array), None)
-    np.testing.assert_allclose(fused[above], to_unit(head.ct)[above], atol=1e-6)
+    np.testing.assert_allclose(result.fusion.volume.array[above], to_unit(head.ct)[above], atol=1e-6)
+    # There is no more of the MRI there by leaning towards it.
+    closer = leaned(result, request, 1, 0.7).fusion
+    np.testing.assert_allclose(closer.volume.array[above], to_unit(head.ct)[above], atol=1e-6)
+    assert not closer.weights[1].array[above].any()
+    expected = 0.3 * result.fusion.volume.array + 0.7 * to_unit(result.sources[1])
+    np.testing.assert_allclose(closer.volume.array[: len(slab.array)], expected[: len(slab.array)], atol=1e-5)
     # The other way round the slab is all there is to fuse.
     fused = run(Request((slab, head.ct), registration="none", device="cpu", evaluate=False)).fusion.volume
     assert fused.same_grid(slab)

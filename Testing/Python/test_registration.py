@@ -316,9 +316,15 @@ def test_the_view_of_a_scan_ends_where_its_voxels_do():
     ct = Volume(np.zeros((3, 6, 4), np.int16), np.eye(4), "CT", "HU")
     seen = np.zeros((5, 6, 8), bool)
     seen[1:4, :, 2:6] = True
-    assert np.array_equal(here.view(ct), seen)
-    assert np.array_equal(here.resample(ct).array, np.where(seen, 0, -1000))
-    assert Registration("none", np.eye(4), None, fixed).view(Volume(np.zeros((5, 6, 8)), np.eye(4))) is None
+    moved = here.resample(ct)
+    assert np.array_equal(moved.view, seen)
+    assert np.array_equal(moved.array, np.where(seen, 0, -1000))
+    assert here.resample(ct.with_array(ct.array, affine=np.diag([9.0, 1, 9, 1]))).view is None
+    # What it did not show before it was moved it does not show now.
+    half = np.ones(ct.array.shape, bool)
+    half[:, :3] = False
+    seen[:, :3] = False
+    assert np.array_equal(here.resample(ct.with_array(ct.array, view=half)).view, seen)
 
 
 def test_same_seed_same_matrix(head):

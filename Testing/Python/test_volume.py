@@ -86,6 +86,15 @@ def test_meaning_is_checked():
             volume(display_range=window)
 
 
+def test_the_view_is_a_mask_of_the_voxels():
+    seen = np.ones((3, 4, 5), bool)
+    assert volume(view=seen).view is seen
+    assert volume(np.zeros((3, 4, 5, 3)), view=seen).view is seen
+    for view in (seen[1:], seen.astype(np.uint8), True):
+        with pytest.raises(VolumeError, match="give a bool for each voxel"):
+            volume(view=view)
+
+
 def test_rgb_and_masks_are_volumes():
     assert volume(np.zeros((3, 4, 5, 3), np.uint8)).is_vector
     assert volume(np.zeros((3, 4, 5), bool)).array.dtype == np.uint8
