@@ -454,6 +454,9 @@ def train(
     require_settings(method, epochs, steps, folds)
     if not atlas.is_there(data):
         data = find_subjects(data)
+        for subject in data:
+            if subject.problem:
+                raise FileError(subject.problem)
     with _bar() as progress:
         training = run_training(
             method, data, output, epochs, seed, device, not afresh, progress, steps=steps, folds=folds

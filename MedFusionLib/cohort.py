@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from glob import escape
@@ -28,15 +29,17 @@ BESIDE = (".json", ".raw", ".zraw", ".raw.gz", ".hdr", ".bval", ".bvec", ".txt",
 
 @dataclass(frozen=True)
 class Subject:
-    """name: of its folder in the output. sources: (path, modality or None for a guess) of two or three volumes."""
+    """name: of its folder in the output. sources: (path, modality or None for a guess) of two or three volumes.
+    problem: why these could not be looked for, where that is so."""
 
     name: str
     sources: tuple[tuple[Path, str | None], ...]
+    problem: str = ""
 
 
 def find_subjects(cohort):
     """The `Subject`s of a folder (one subfolder each), a BIDS dataset (each session counts as one) or a CSV file
-    (column subject, and columns by modality).
+    (column subject, and columns by modality). One whose folder may not be looked into has that as its problem.
 
     Raises FileError for a cohort that is missing, empty or not to be read, or a CSV file that is not such a table.
     """
@@ -48,7 +51,7 @@ def find_subjects(cohort):
                 _subject_of_folder(folder) for folder in sorted(cohort.iterdir()) if _is_visible_folder(folder)
             ]
         except PermissionError as error:
-            raise FileError(f"{Path(error.filename).name!r} may not be read: check its permissions.") from error
+            raise FileError(_barred(error)) from error
     elif cohort.is_file():
         subjects = _subjects_of_table(cohort)
     else:
@@ -87,6 +90,8 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
     row = {"subject": subject.name, "state": "failed", "seconds": "", "message": ""}
     began = time.perf_counter()
     try:
+        if subject.problem:
+            raise FileError(subject.problem)
         mark = _fingerprint(subject, settings)
         if not again and (kept := _finished(folder, mark)) is not None:
             return row | {"state": "kept", "message": "; ".join(kept["messages"])} | kept["scores"]
@@ -123,14 +128,18 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
         # Whatever it is, the other subjects have a right to their turn.
         log.debug("A subject failed.", exc_info=True)
         message = f"{type(error).__name__}: {error}"
-    if (folder / REPORT).is_file():
+    if os.path.isfile(folder / REPORT):  # False too where the folder may not be looked into
         message += " What its folder holds is the result of an earlier run."
     return row | {"seconds": round(time.perf_counter() - began, 1), "message": message}
 
 
 def _subjects_of_bids(dataset):
     found = bids.scans(dataset)
-    subjects = [Subject(name, sources) for name, sources in found.items() if sources]
+    subjects = [
+        Subject(name, (), _barred(scans)) if isinstance(scans, OSError) else Subject(name, scans)
+        for name, scans in found.items()
+        if scans
+    ]
     if len(subjects) < len(found):
         without = len(found) - len(subjects)
         log.warning("%d subjects or sessions without %s are left out.", without, ", ".join(bids.DATATYPES))
@@ -138,8 +147,11 @@ def _subjects_of_bids(dataset):
 
 
 def _subject_of_folder(folder):
-    found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    scans = [path for path in found if path.is_dir() or not path.name.lower().endswith(BESIDE)]
+    try:
+        found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        scans = [path for path in found if path.is_dir() or not path.name.lower().endswith(BESIDE)]
+    except OSError as error:
+        return Subject(folder.name, (), _barred(error))
     return Subject(folder.name, tuple((path, None) for path in scans))
 
 
@@ -176,6 +188,11 @@ def _subjects_of_table(path):
         seen.add(name)
         subjects.append(Subject(name, tuple((path.parent / line[n], titles[n]) for n in used if line[n])))
     return subjects
+
+
+def _barred(error):
+    """What an OSError about a folder comes to."""
+    return f"{Path(error.filename).name!r} may not be read ({error.strerror}): check its permissions."
 
 
 def _is_visible_folder(path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections import defaultdict
 from datetime import datetime, timedelta
@@ -183,7 +184,7 @@ def _scan(path):
     import pydicom
 
     # A link to nowhere, as of a dataset fetched in part, is an image that is lost.
-    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    found = [path] if path.is_file() else _files(path)
     files = [file for file in found if file.is_file() or (file.is_symlink() and not file.exists())]
     groups, damaged = defaultdict(dict), 0
     for file in files:
@@ -211,6 +212,16 @@ def _scan(path):
             "%d damaged or missing DICOM files are left out: see that the series is whole, or copy it again.", damaged
         )
     return {uid: list(headers.values()) for uid, headers in groups.items()}
+
+
+def _files(folder):
+    """Paths of all files in a folder and its subfolders. Raises OSError for one that may not be looked into: a glob
+    would take it for an empty one, and what is left of its series for the whole."""
+
+    def stop(error):
+        raise error
+
+    return sorted(Path(place, name) for place, _, names in os.walk(folder, onerror=stop) for name in names)
 
 
 def _choose(groups, series, folder):

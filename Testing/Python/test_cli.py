@@ -20,6 +20,7 @@ import SimpleITK as sitk
 
 from MedFusionLib import phantom, read_volume, write_volume
 from MedFusionLib.cli import main
+from MedFusionLib.errors import FileError
 from MedFusionLib.outputs import write_result
 from MedFusionLib.pipeline import Request, run
 from MedFusionLib.volume import Volume
@@ -454,27 +455,80 @@ def barred_from(folder):
         folder.chmod(0o700)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
-def test_places_that_may_not_be_looked_into_are_said(call):
-    with tempfile.TemporaryDirectory() as name:  # pytest's own are open to their owner alone
+@pytest.fixture
+def open_place():
+    """A folder that other users may look into: pytest's own are open to their owner alone."""
+    with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         place.chmod(0o755)
-        barred = place / "cohort" / "barred"
-        barred.mkdir(parents=True)
-        cases = (
-            (("run", "a.nii", "b.nii", "-o", barred / "out"), "'out' cannot be reached"),
-            (("fuse", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
-            (("register", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
-            (("batch", barred / "list.csv", "-o", place / "results"), "'list.csv' cannot be reached"),
-            (("batch", place / "cohort", "-o", place / "results"), "'barred' may not be read"),
-        )
-        for arguments, _ in cases:
-            call(*arguments)  # imports what another user might not
-        (place / "results").chmod(0o777)
-        with barred_from(barred):
-            said = [call(*arguments) for arguments, _ in cases]
+        yield place
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+def test_places_that_may_not_be_looked_into_are_said(call, open_place):
+    barred = open_place / "barred"
+    barred.mkdir()
+    cases = (
+        (("run", "a.nii", "b.nii", "-o", barred / "out"), "'out' cannot be reached"),
+        (("fuse", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
+        (("register", "a.nii", "b.nii", "-o", barred / "f.nii"), "'f.nii' cannot be reached"),
+        (("batch", barred / "list.csv", "-o", open_place / "results"), "'list.csv' cannot be reached"),
+        (("batch", barred, "-o", open_place / "results"), "'barred' may not be read"),
+        (("run", barred, "b.nii", "-o", open_place / "results"), "'barred' may not be read"),
+    )
+    for arguments, _ in cases:
+        call(*arguments)  # imports what another user might not
+    open_place.chmod(0o777)
+    with barred_from(barred):
+        said = [call(*arguments) for arguments, _ in cases]
     for (arguments, message), (code, _, err) in zip(cases, said, strict=True):
         assert code == 1 and message in err, (arguments, err)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+@pytest.mark.parametrize("barred", ("in/ben", "bids/sub-ben", "bids/sub-ben/anat", "out/ben"))
+def test_batch_goes_on_after_a_subject_whose_folder_may_not_be_looked_into(call, cohort, open_place, barred):
+    """The whole batch stopped at its start; with a barred anat the subject was left out, or done without its MRI."""
+    for name in ("anna", "ben", "cleo"):
+        for kind, datatype, file in (("ct", "ct", "ct"), ("T1w", "anat", "t1")):
+            scan = read_volume(cohort / "in" / "anna" / f"{file}.nrrd")
+            for path in (f"in/{name}/{file}.nrrd", f"bids/sub-{name}/{datatype}/sub-{name}_{kind}.nii.gz"):
+                (open_place / path).parent.mkdir(parents=True, exist_ok=True)
+                write_volume(scan, open_place / path)
+    data = open_place / ("bids" if barred.startswith("bids") else "in")
+    arguments = ("batch", data, "--registration", "none", "--method", "average", "-o")
+    assert call(*arguments, open_place / "before")[0] == 0  # imports what another user might not
+    (open_place / "out" / "ben").mkdir(parents=True)
+    (open_place / "out").chmod(0o777)
+    with barred_from(open_place / barred):
+        code, _, err = call(*arguments, open_place / "out")
+    assert code == 1 and "1 of 3 subjects failed" in err
+    rows = summary(open_place).values()
+    assert [row["state"] for row in rows] == ["done", "failed", "done"]
+    said = "cannot be written to 'ben'" if barred == "out/ben" else f"'{Path(barred).name}' may not be read"
+    assert said in list(rows)[1]["message"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+def test_half_a_series_that_may_not_be_read_is_not_left_out(call, open_place):
+    """The other half was taken for the whole head. And nobody learns from a cohort of which a part is barred."""
+    from test_dicom import write_series
+
+    series = open_place / "series"
+    write_series(series)
+    slices = sorted(series.iterdir(), key=lambda file: file.stem[-1])
+    (series / "second").mkdir()
+    for file in slices[3:]:
+        file.rename(series / "second" / file.name)
+    (open_place / "in" / "barred").mkdir(parents=True)
+    assert read_volume(series).size[2] == 6
+    train = ("train", "fwnet", "--data", open_place / "in", "-o", open_place / "weights")
+    call(*train)  # imports what another user might not
+    with barred_from(series / "second"), pytest.raises(FileError, match="'series' may not be read"):
+        read_volume(series)
+    with barred_from(open_place / "in" / "barred"):
+        code, _, err = call(*train)
+    assert code == 1 and "'barred' may not be read" in err
 
 
 def test_batch_says_what_a_subject_lacks(call, cohort):
