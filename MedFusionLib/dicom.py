@@ -18,6 +18,7 @@ import SimpleITK as sitk
 
 from .errors import FileError, GeometryError, VolumeError
 from .files import require_text
+from .normalize import has_air_below
 from .volume import LPS, MODALITIES, Volume
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def read_series(path, series=None):
     modality = _text(first, "Modality")
     modality = modality if modality in MODALITIES else "OT"
     units = ""
-    if modality == "CT" and _is_hu(first, frames[0].intercept, array.min()):
+    if modality == "CT" and _is_hu(first, frames[0].intercept, array):
         units = "HU"
     elif modality == "PT":
         factor, units = suv_factor(headers)
@@ -99,13 +100,15 @@ def read_series(path, series=None):
     return Volume(_compact(array), LPS @ affine, modality, units, name)
 
 
-def _is_hu(header, intercept, least):
+def _is_hu(header, intercept, array):
     """Whether a CT is in HU: air is far below zero, or would be by the intercept where a crop has none. Without either
     it is in some scale of the scanner's own, whatever its header says."""
     said = _text(header, "RescaleType")
     if intercept is None:
         intercept = float(header.get("RescaleIntercept") or 0)
-    return said in ("HU", "US", "") and (min(least, intercept) <= -500 or (said == "HU" and least < 0))
+    return said in ("HU", "US", "") and (
+        intercept <= -500 or has_air_below(array) or (said == "HU" and array.min() < 0)
+    )
 
 
 def suv_factor(headers):

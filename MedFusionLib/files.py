@@ -17,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import FileError, GeometryError, VolumeError
+from .normalize import looks_like_hu, peaks_at_air
 from .volume import FUNCTIONAL, LPS, MODALITIES, Volume, require_volume, sample
 
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -79,7 +80,7 @@ def read_volume(path, modality=None, units=None, name=None, *, series=None, labe
         volume = volume.with_array(
             volume.array, modality=modality or volume.modality, units=kept, name=volume.name if name is None else name
         )
-    if not volume.units and volume.modality == "CT" and not volume.is_vector and volume.array.min() <= -500:
+    if not volume.is_vector and looks_like_hu(volume):
         volume = volume.with_array(volume.array, units="HU")
     # Few counts in PET or SPECT are few different numbers too.
     if not labels and said not in FUNCTIONAL:
@@ -228,8 +229,7 @@ def guess_modality(volume, file_name=""):
         return "OT"
     low, high = np.percentile(values, (0.5, 99.5))
     # Air is a peak; the noise of a phase image, which is as wide, is the same everywhere.
-    air, below = (np.mean((values > least) & (values < least + 250)) for least in (-1150, -1400))
-    return "CT" if -4100 <= low <= -900 and 100 < high < 20_000 and air > max(0.02, 2 * below) else "OT"
+    return "CT" if -4100 <= low <= -900 and 100 < high < 20_000 and peaks_at_air(values) else "OT"
 
 
 def to_sitk(volume):

@@ -18,7 +18,26 @@ fits, beside which all else would be background."""
 
 def looks_like_hu(volume):
     """Whether a CT's values are Hounsfield units: said so, or air lies far below zero."""
-    return volume.units == "HU" or (volume.modality == "CT" and not volume.units and volume.array.min() <= -500)
+    return volume.units == "HU" or (volume.modality == "CT" and not volume.units and has_air_below(volume.array))
+
+
+def has_air_below(array):
+    """Whether a CT's values are Hounsfield units by what they are: -500 and less are there, and not as padding alone.
+
+    What is filled in outside the scanner's circle is -2000, say, in stored values as well, where air is at 0 and water
+    at 1000: most of what is above 300 is then about 1000, and in Hounsfield units it is bone of every density.
+    """
+    if not array.min() <= -500:
+        return False
+    values = sample(array, MAX_SAMPLES)
+    bone, water = (np.count_nonzero((values > least) & (values < most)) for least, most in ((300, 850), (850, 1250)))
+    return water <= 2 * bone or peaks_at_air(values)
+
+
+def peaks_at_air(values):
+    """Whether many of some values, 1-D, are about -1000, and few a little below it."""
+    air, below = (np.mean((values > least) & (values < least + 250)) for least in (-1150, -1400))
+    return bool(air > max(0.02, 2 * below))
 
 
 def display_range(volume):
@@ -26,7 +45,8 @@ def display_range(volume):
 
     The volume's own `display_range` where it has one. Else CT in HU: `CT_WINDOW`; PET and SPECT: 0 to
     the 99.95th percentile (a small hot spot must not saturate); others: 0, or the 0.5th percentile where
-    values go below zero, to the 99.8th percentile of what is neither background nor `FAR` beyond the rest.
+    values go below zero, to the 99.8th percentile of what is neither background nor `FAR` beyond the rest. What is
+    filled in around a scan, a least value that many voxels have, and far below the others, does not count.
 
     Raises VolumeError for a volume that is constant, not finite or not scalar.
     """
@@ -38,6 +58,8 @@ def display_range(volume):
     values = sample(volume.array, MAX_SAMPLES).astype(np.float64)
     low, high = float(volume.array.min()), float(volume.array.max())
     functional = volume.modality in FUNCTIONAL
+    if low < 0 and not functional:
+        values, low = _without_padding(values, low)
     black = 0.0 if low >= 0 or functional else float(np.percentile(values, 0.5))
     most = float(np.percentile(values, 99.9))
     if not functional and most > black and high - black > FAR * (most - black):
@@ -47,6 +69,17 @@ def display_range(volume):
         return (min(black, low), high)
     white = float(np.percentile(body, 99.95 if functional else 99.8))
     return (black, white) if white > black else (low, high)
+
+
+def _without_padding(values, low):
+    """(those of some values, 1-D, that are no padding; the least of them). low: the least of all."""
+    inside = values[values > low]
+    if 16 <= inside.size < 0.99 * values.size:
+        # Not the least of the rest: at the padding's border, resampling makes values of all levels between.
+        least, most = np.percentile(inside, (5, 99.9))
+        if least - low > (most - least) / 3:
+            return values[values >= least], float(least)
+    return values, low
 
 
 def to_unit(volume, out=None):

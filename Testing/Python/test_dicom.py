@@ -127,6 +127,20 @@ def test_a_ct_without_air_may_be_in_hu_too(tmp_path, tags, units):
     np.testing.assert_array_equal(ct.array, stored + tags.get("RescaleIntercept", -1024))
 
 
+def test_padding_makes_no_hu_of_stored_values(tmp_path):
+    """-2000 outside the scanner's circle was taken for air, and a head about 1000 shown white all over."""
+    for n in range(4):
+        pixels = np.random.default_rng(n).normal(1040, 30, (20, 20)).round().astype(np.int16)
+        pixels[:4] = 20
+        pixels[:, :2] = -2000
+        dataset = header(PixelRepresentation=1, RescaleIntercept=0, RescaleType="US")
+        dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, n]
+        dataset.PixelSpacing, dataset.SliceThickness = [1, 1], 1
+        save(dataset, pixels, tmp_path / "ct" / f"{n}.dcm")
+    ct = read_volume(tmp_path / "ct")
+    assert ct.units == "" and ct.array.min() == -2000
+
+
 def test_missing_slices_are_refused(tmp_path):
     write_series(tmp_path / "ct", places=[0, 2.5, 5, 12.5, 15, 17.5])
     with pytest.raises(GeometryError, match=r"CT “Head” lacks 2 of its slices \(gaps up to 7\.50 mm .* 2\.50 mm\)"):

@@ -31,6 +31,27 @@ def test_ct_in_hu_has_one_fixed_window():
     assert not looks_like_hu(volume(hu, "CT", "mg/mL"))
 
 
+@pytest.mark.parametrize("fill", (-2000, -3024, -32768))
+def test_padding_around_a_scan_is_not_its_air(fill):
+    """Stored values of a CT, air at 0, were taken for HU by it: the whole head was white. An MRI was, for its black."""
+    stored = head(1040) + RNG.normal(20, 5, (20, 24, 26))
+    outside = np.zeros(stored.shape, bool)
+    outside[:, :2] = outside[:, :, -2:] = True
+    for modality in ("CT", "MR"):
+        padded = volume(np.where(outside, fill, stored), modality)
+        assert not looks_like_hu(padded)
+        black, white = display_range(volume(stored, modality))
+        assert display_range(padded) == pytest.approx((black, white), abs=0.02 * white)
+    assert looks_like_hu(volume(np.where(outside, fill, stored - 1024), "CT"))
+    # Nothing but the brain: no air at all, and yet in HU.
+    assert looks_like_hu(volume(np.where(stored > 500, stored - 1024, fill), "CT"))
+
+
+def test_a_scan_that_is_cut_off_below_has_no_padding():
+    values = np.clip(RNG.normal(0, 100, (20, 24, 26)), -100, None)
+    assert display_range(volume(values))[0] == -100
+
+
 def test_a_volume_s_own_range_wins():
     assert display_range(volume(head(), "CT", "HU", display_range=(0, 80))) == (0, 80)
 
