@@ -11,23 +11,20 @@ International Journal of Cognitive Computing in Engineering 2021, whatever netwo
 Departures. Visible units hold the block's contrast, with one unit more for its mean. The scores,
 not the hidden units, enter a softmax, which extends the logistic output to three sources. The inside of the skull
 and of a hot spot is flat, so a judge of sharpness dims it: brightness over a knee counts as content and takes the
-pixel's share (`BRIGHTNESS`; 0 leaves it out). Both were chosen on
-subjects trained on. Volumes: slice by slice along the first axis.
+pixel's share, in PET and SPECT, whose uptake is smooth by nature, more than elsewhere (`BRIGHTNESS`, `UPTAKE`; chosen
+on subjects trained on). Volumes: slice by slice along the first axis.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from ..volume import FUNCTIONAL
 from .slabs import device_of, each_volume, rows
-from .weighing import slice_by_slice
+from .weighing import brightened, slice_by_slice
 
-KNEE = 0.3
-"""Brightness (0..1 of the display range) above which a pixel counts as content of its own."""
-
-BRIGHTNESS = 12.0
-"""What white adds to the logarithm of its source's share."""
+BRIGHTNESS, UPTAKE = 12.0, 18.0
+"""What white adds to the logarithm of its source's share; the second is that of PET and SPECT."""
 
 
 class BlockFuser:
@@ -35,13 +32,14 @@ class BlockFuser:
 
     halo = None
 
-    def __init__(self, network, brightness=BRIGHTNESS):
-        self.network, self.brightness = network, brightness
+    def __init__(self, network):
+        self.network = network
 
     def __call__(self, sources, modalities):
         if sources.ndim == 5:
             return each_volume(self.fuse_volume, sources, modalities)
-        return slice_by_slice(self.weight_map, sources)
+        strengths = [UPTAKE if modality in FUNCTIONAL else BRIGHTNESS for modality in modalities]
+        return slice_by_slice(lambda one: brightened(self.network.share(one), one, strengths), sources)
 
     def fuse_volume(self, read, shape, modalities, store, step):
         """A `Fuser`'s, see `registry`."""
@@ -50,13 +48,6 @@ class BlockFuser:
             step(k, shape[0])
             fused, shares = self(torch.from_numpy(read(rows(k, k + 1))).transpose(0, 1).to(device), modalities)
             store(rows(k, k + 1), fused.cpu().numpy(), shares.transpose(0, 1).cpu().numpy())
-
-    def weight_map(self, sources):
-        """(B, S, H, W) of sources (B, S, H, W), sums to 1 over S."""
-        shares = self.network.share(sources)
-        mean = F.avg_pool2d(sources, 3, 1, 1, count_include_pad=False)
-        bright = (mean - KNEE).clamp_min(0) / (1 - KNEE)
-        return (shares.clamp_min(1e-6).log() + self.brightness * bright).softmax(1)
 
 
 def build(network):

@@ -12,10 +12,11 @@ Departures. The network's widths and its fully connected layer (`networks.siames
 instead of every second, and most training patches dimmed instead of blurred (`training.recipes`). The order of the
 sources does not matter: the network's answers for both orders are averaged, which
 also extends it to three sources (a softmax of sums over pairs; M is the least match of all pairs). A bilateral
-filter smooths W along its own steps. Pyramids stop at `LEVELS`, not at one pixel: deeper ones trade the brightness
-of whole regions. The result is clipped to the range of the sources at each voxel, which removes the halo that chosen
-coarse bands leave in the air around the head. Volumes: W slice by slice along the first axis, then pyramids and rule
-in 3-D.
+filter smooths W along its own steps. Uptake is smooth by nature and would give way to the MRI's texture: the brightness
+of PET and SPECT adds to their share of W (`UPTAKE`; chosen on subjects trained on). Pyramids stop at `LEVELS`, not at
+one pixel: deeper ones trade the brightness of whole regions. The result is clipped to the range of the sources at each
+voxel, which removes the halo that chosen coarse bands leave in the air around the head. Volumes: W slice by slice along
+the first axis, then pyramids and rule in 3-D.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..volume import FUNCTIONAL
 from . import weights
 from .networks.siamese_net import PATCH, SiameseNet, spread
 from .slabs import device_of, each_volume, rows, slabs
-from .weighing import within
+from .weighing import brightened, within
 
 MATCH = 0.6
 """Above this similarity of two bands they are averaged, below the stronger is taken."""
+
+UPTAKE = 12.0
+"""What white adds to the logarithm of the share of PET and SPECT."""
 
 LEVELS = 3
 """Of the pyramids, at the most: measured best on training subjects."""
@@ -51,7 +56,8 @@ class Siamese:
     def __call__(self, sources, modalities):
         if sources.ndim == 5:
             return each_volume(self.fuse_volume, sources, modalities)
-        return torch.cat([within(pyramid_rule(one, self.weight_map(one)), one) for one in sources.split(1)]), None
+        fused = [within(pyramid_rule(one, self.weight_map(one, modalities)), one) for one in sources.split(1)]
+        return torch.cat(fused), None
 
     def fuse_volume(self, read, shape, modalities, store, step):
         """A `Fuser`'s, see `registry`.
@@ -85,7 +91,7 @@ class Siamese:
             last = first + sources.shape[2]
             for k in range(first, last):
                 if k not in maps:
-                    maps[k] = self.weight_map(sources[:, :, k - first])
+                    maps[k] = self.weight_map(sources[:, :, k - first], modalities)
             shares = torch.stack([maps[k] for k in range(first, last)], 2)
             maps = {k: maps[k] for k in range(max(0, stop - 2), last)}
             reduce(shares, start, stop, first, small_shares)
@@ -97,12 +103,13 @@ class Siamese:
             sources = torch.from_numpy(read(rows(start, stop)))[None].to(device)
             store(rows(start, stop), within(fused + finest[:, start:stop], sources)[0].cpu().numpy(), None)
 
-    def weight_map(self, sources):
+    def weight_map(self, sources, modalities):
         """(B, S, H, W) of sources (B, S, H, W), sums to 1 over S."""
         size = sources.shape[2:]
         padded = F.pad(sources, (0, max(0, PATCH - size[1]), 0, max(0, PATCH - size[0])), mode="replicate")
         shares = bilateral(spread(self.network.share(padded), padded.shape[2:]))
-        return shares[..., : size[0], : size[1]] / shares[..., : size[0], : size[1]].sum(1, keepdim=True)
+        shares = shares[..., : size[0], : size[1]] / shares[..., : size[0], : size[1]].sum(1, keepdim=True)
+        return brightened(shares, sources, [UPTAKE if modality in FUNCTIONAL else 0 for modality in modalities])
 
 
 def bilateral(maps, radius=2, reach=2.0, step=0.25):

@@ -6,9 +6,13 @@ Volumes go slice after slice along their axial axis, each with what its neighbou
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from .networks.pairwise import kinds_of
 from .slabs import device_of, each_volume, rows
+
+KNEE = 0.3
+"""Brightness (0..1 of the display range) above which a pixel counts as content of its own in `brightened`."""
 
 
 def within(fused, sources):
@@ -20,6 +24,17 @@ def weighted(sources, shares):
     """(B, *spatial): the mean of sources (B, S, *spatial) by shares that sum to 1; differentiable."""
     # Rounding alone can leave the range.
     return within((shares * sources).sum(1), sources)
+
+
+def brightened(shares, sources, strengths):
+    """Shares (B, S, H, W), which sum to 1 over S, moved towards what is bright in sources of the same shape.
+
+    strengths: S numbers, what white adds to the logarithm of a source's share; at `KNEE` and below it is nothing.
+    """
+    mean = F.avg_pool2d(sources, 3, 1, 1, count_include_pad=False)
+    bright = (mean - KNEE).clamp_min(0) / (1 - KNEE)
+    added = sources.new_tensor(strengths)[:, None, None] * bright
+    return (shares.clamp_min(1e-6).log() + added).softmax(1)
 
 
 def slice_by_slice(weigh, sources):
