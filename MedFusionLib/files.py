@@ -39,10 +39,14 @@ _TOKENS = {
 MOST_DEFLATED = 1032
 """How many times as long as its file a gzip stream can be."""
 
+HEADER, HEADER_2 = 348, 540
+"""Bytes of a NIfTI header, which its first number says, and of one of NIfTI's second version."""
+
 _METADATA = "MedFusion."
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs.")
 """How the text files begin that stand for files not fetched yet."""
-_DAMAGED = "{} cannot be read: it is damaged or cut short. Copy or export it again."
+_IN_TWO = (".mhd", ".nhdr", ".hdr", ".img")
+"""Endings of files that are one with another one: of the header and of the voxels."""
 
 
 def read_volume(path, modality=None, units=None, name=None, *, series=None, labels=False):
@@ -112,11 +116,11 @@ def write_volume(volume, path):
         try:
             sitk.WriteImage(image, str(partial), useCompression=ending != ".nii")
             # NIfTI's writer says nothing of a full disk.
-            if _is_nifti(partial):
+            if ending in (".nii", ".nii.gz"):
                 header = sitk.ImageFileReader()
                 header.SetFileName(str(partial))
                 header.ReadImageInformation()
-                if not _is_whole(partial, header):
+                if not _is_whole((partial, partial), header):
                     raise RuntimeError
         except RuntimeError as error:
             raise FileError(_why_not_written(path, partial)) from error
@@ -283,23 +287,29 @@ def _from_file(path):
             reader.SetFileName(str(alone))
             reader.ReadImageInformation()
             _check_header(reader, path)
+            if not _names_all_slices(path, reader):
+                raise FileError(
+                    f"{path.name!r} does not name a file for each of its slices, every one in a line with an end: write"
+                    " it again."
+                )
+            nifti = _parts_of_nifti(path) if reader.HasMetaDataKey("vox_offset") else None
             # Before there is memory for voxels that cannot be in the file.
-            if _is_nifti(path) and not _could_be_whole(path, reader):
-                raise FileError(_DAMAGED.format(repr(path.name)))
+            if nifti and not _could_be_whole(nifti, reader):
+                raise FileError(_damaged(path))
             image = reader.Execute()
     except RuntimeError as error:
         raise FileError(_why_not_read(path, str(error))) from error
     image = _as_3d(image)
     array = sitk.GetArrayFromImage(image)
-    if _is_nifti(path) and not _is_whole(path, reader, array):
-        raise FileError(_DAMAGED.format(repr(path.name)))
+    if nifti and not _is_whole(nifti, reader, array):
+        raise FileError(_damaged(path))
     # Its own alone: SimpleITK cannot look up the names of others that are no UTF-8.
     keys = [key for key in image.GetMetaDataKeys() if key.startswith(_METADATA)]
     try:
         own = {key.removeprefix(_METADATA): image.GetMetaData(key) for key in keys}
         window = [float(value) for value in own.get("DisplayRange", "").split()]
     except (TypeError, ValueError) as error:
-        raise FileError(_DAMAGED.format(repr(path.name))) from error
+        raise FileError(_damaged(path)) from error
     fields = {"Modality", "Units", "Name", "DisplayRange"}
     modality = own.get("Modality", "OT")
     return Volume(
@@ -328,33 +338,54 @@ def _check_header(reader, path):
         )
 
 
-def _is_nifti(path):
-    return _ending(path.name) in (".nii", ".nii.gz")
+def _names_all_slices(path, header):
+    """Whether a MetaImage whose slices are files of their own has a whole line for each of them: ITK makes the others
+    of what was in memory. header: an ITK reader. True for all other files."""
+    if path.suffix.lower() not in (".mhd", ".mha"):
+        return True
+    with open(path, "rb") as file:
+        found = re.search(rb"^ElementDataFile *= *LIST *(\d*)[^\n]*\n(.*)", file.read(2**20), re.DOTALL | re.MULTILINE)
+    if not found:
+        return True
+    dimensions = int(found[1] or header.GetDimension() - 1)
+    return found[2].count(b"\n") >= math.prod(header.GetSize()[dimensions:])
 
 
-def _could_be_whole(path, header):
+def _parts_of_nifti(path):
+    """(file of the header, file of the voxels) of a NIfTI or Analyze file: .hdr and .img are two."""
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return path, path
+    stem = re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    beside = {file.name.lower(): file for file in path.parent.iterdir() if file.name.startswith(stem)}
+    return tuple(
+        next((beside[name] for name in (stem.lower() + ending, f"{stem.lower()}{ending}.gz") if name in beside), path)
+        for ending in (".hdr", ".img")
+    )
+
+
+def _could_be_whole(parts, header):
     """Whether a NIfTI file is long enough for the voxels that its header (an ITK reader) tells of."""
-    return path.stat().st_size * (MOST_DEFLATED if _is_packed(path) else 1) >= _length(header)
+    return parts[1].stat().st_size * (MOST_DEFLATED if _is_packed(parts[1]) else 1) >= _length(header)
 
 
-def _is_whole(path, header, array=None):
+def _is_whole(parts, header, array=None):
     """Whether a NIfTI file holds all the voxels that its header (an ITK reader) tells of; one pass, if any is needed.
 
     ITK's reader takes what a file that was cut short lacks for zeros. It makes zeros of NaN and infinity as well, which
     is water in CT: they are put back into `array`, where one is given that holds what it read.
     """
-    packed = _is_packed(path)
+    packed = _is_packed(parts[1])
     scalar = array is not None and array.ndim == 3
     kind = {"16": "f4", "64": "f8"}.get(header.GetMetaData("datatype")) if scalar else None
     if kind is None and not packed:
-        return _could_be_whole(path, header)
+        return _could_be_whole(parts, header)
     values, done, size = array.reshape(-1) if kind else None, 0, 0
     try:
-        with gzip.open(path) if packed else open(path, "rb") as file:
-            start = file.read(int(float(header.GetMetaData("vox_offset"))))
-            size += len(start)
-            # The header begins with its own size, which only makes sense in the file's byte order.
-            order = "<" if int.from_bytes(start[:4], "little") in (348, 540) else ">"
+        with _unpacked(parts[0]) as file:
+            # It begins with its own size, which only makes sense in the file's byte order.
+            order = "<" if int.from_bytes(file.read(4), "little") == HEADER else ">"
+        with _unpacked(parts[1]) as file:
+            size += len(file.read(int(float(header.GetMetaData("vox_offset")))))
             while data := file.read(2**24):
                 size += len(data)
                 if kind:
@@ -376,6 +407,10 @@ def _length(header):
 def _is_packed(path):
     with open(path, "rb") as file:
         return file.read(2) == b"\x1f\x8b"
+
+
+def _unpacked(path):
+    return gzip.open(path) if _is_packed(path) else open(path, "rb")
 
 
 def _is_torn(path):
@@ -437,10 +472,24 @@ def _why_not_read(path, said):
             " convert it to .nrrd, or read the DICOM folder."
         )
     if _is_torn(path):
-        return _DAMAGED.format(repr(path.name))
-    if "Unable to determine ImageIO" in said or "no suitable ImageIO" in said.lower():
+        return _damaged(path)
+    with _unpacked(path) as file:
+        start = file.read(4)
+    if HEADER_2 in (int.from_bytes(start, "little"), int.from_bytes(start, "big")):
+        return f"{path.name!r} is NIfTI-2, which MedFusion does not read: save it as NIfTI-1 or NRRD."
+    unknown = "Unable to determine ImageIO" in said or "no suitable ImageIO" in said.lower()
+    if unknown and path.suffix.lower() != ".img":
         return f"{path.name!r} is no image format that MedFusion reads: give NIfTI, NRRD, MetaImage or a DICOM folder."
-    return _DAMAGED.format(repr(path.name))
+    return _damaged(path)
+
+
+def _damaged(path):
+    if path.suffix.lower() in _IN_TWO:
+        return (
+            f"{path.name!r} cannot be read: it or the other file that belongs to it, of header or voxels, is damaged,"
+            " cut short or not there. Copy or export both again."
+        )
+    return f"{path.name!r} cannot be read: it is damaged or cut short. Copy or export it again."
 
 
 def _why_not_written(path, partial):

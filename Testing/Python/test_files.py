@@ -271,6 +271,60 @@ def test_a_nifti_that_lacks_its_last_bytes_is_refused(tmp_path, ending, missing)
         read_volume(file)
 
 
+@pytest.mark.parametrize("name", ("v.hdr", "v.img"))
+@pytest.mark.parametrize("packed", (False, True))
+def test_nifti_of_two_files_is_as_one(tmp_path, name, packed):
+    """Half of the head could be missing: it was zeros, and so was NaN."""
+    values = scan((20, 30, 40)).array
+    values[1, 2, 3] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "v.img"))
+    whole = (tmp_path / "v.img").read_bytes()
+    if packed:
+        whole = gzip.compress(whole)
+        (tmp_path / "v.img").unlink()
+    voxels = tmp_path / ("v.img.gz" if packed else "v.img")
+    path = voxels if name == "v.img" else tmp_path / name
+    voxels.write_bytes(whole)
+    np.testing.assert_array_equal(read_volume(path).array, values)
+    for kept in (len(whole) - 1, len(whole) // 2, 0):
+        voxels.write_bytes(whole[:kept])
+        with pytest.raises(FileError, match=r"damaged, cut short|is empty|damaged or cut short"):
+            read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "gone"), ((".mhd", ".zraw"), (".nhdr", ".raw.gz"), (".hdr", ".img"), (".img", ".hdr"))
+)
+def test_a_file_without_its_other_one_says_so(tmp_path, ending, gone):
+    sitk.WriteImage(sitk.GetImageFromArray(scan().array), str(tmp_path / f"v{ending}"), useCompression=True)
+    (tmp_path / f"v{gone}").unlink()
+    with pytest.raises(FileError, match=rf"'v\{ending}' cannot be read: it or the other file that belongs to it"):
+        read_volume(tmp_path / f"v{ending}")
+
+
+def test_slices_that_a_list_of_files_lacks_are_not_made_of_memory(tmp_path):
+    values = scan(dtype=np.int16).array
+    for k, plane in enumerate(values):
+        (tmp_path / f"{k}.raw").write_bytes(plane.tobytes())
+    head = "ObjectType = Image\nNDims = 3\nDimSize = 9 7 5\nElementType = MET_SHORT\nElementDataFile = LIST\n"
+    names = [f"{k}.raw" for k in range(5)]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "v.mhd").write_bytes((head + "\n".join(names) + "\n").replace("\n", end).encode())
+        np.testing.assert_array_equal(read_volume(tmp_path / "v.mhd").array, values)
+    for lines in ("\n".join(names), "\n".join(names[:4]) + "\n"):
+        (tmp_path / "v.mhd").write_text(head + lines)
+        with pytest.raises(FileError, match=r"'v\.mhd' does not name a file for each of its slices"):
+            read_volume(tmp_path / "v.mhd")
+
+
+@pytest.mark.parametrize("ending", (".nii", ".nii.gz"))
+def test_the_second_version_of_nifti_is_called_that(tmp_path, ending):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti2Image(scan().array, np.eye(4)), tmp_path / f"v{ending}")
+    with pytest.raises(FileError, match="is NIfTI-2, which MedFusion does not read: save it as NIfTI-1"):
+        read_volume(tmp_path / f"v{ending}")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on memory")
 def test_a_header_of_more_voxels_than_there_can_be_takes_no_memory(tmp_path):
     header = bytearray(348)
