@@ -6,8 +6,11 @@ They are declared once, in pyproject.toml, which lies beside this package in a c
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 import tempfile
 import tomllib
+from contextlib import nullcontext, redirect_stdout
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,11 +45,12 @@ def missing():
     return [str(requirement) for requirement in requirements() if not _is_met(requirement)]
 
 
-def install(consent=None):
+def install(consent=None, progress=None):
     """Install what is `missing` into Slicer's Python, once the user agrees; whether everything is there now.
 
-    consent(names) -> bool is asked before anything is downloaded; None: by Slicer's dialog. torch comes from the
-    PyTorch extension where that is installed, which chooses the build for the graphics card.
+    consent(names) -> bool is asked before anything is downloaded; None: by Slicer's dialog. progress(line) is called
+    with every line that pip says, as Slicer prints it. torch comes from the PyTorch extension where that is installed,
+    which chooses the build for the graphics card.
 
     Raises InstallError if packages are missing afterwards.
     """
@@ -55,7 +59,8 @@ def install(consent=None):
         return True
     if not (consent or _ask)(lacking):
         return False
-    with tempfile.TemporaryDirectory() as folder:
+    told = redirect_stdout(_Teller(sys.stdout, progress)) if progress else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, told:
         try:
             # Before the others: monai and torchmetrics would pull a build that Slicer's user did not choose.
             for name in [one for one in lacking if Requirement(one).name == "torch"]:
@@ -78,6 +83,24 @@ def install(consent=None):
     if lacking:
         raise InstallError(f"These packages are still missing: {', '.join(lacking)}. Restart Slicer and try again.")
     return True
+
+
+class _Teller(io.TextIOBase):
+    """A stream that hands on what is printed, and tells of it line by line."""
+
+    def __init__(self, stream, tell):
+        self._stream, self._tell, self._begun = stream, tell, ""
+
+    def write(self, text):
+        self._stream.write(text)
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self._tell(line.strip())
+        return len(text)
+
+    def flush(self):
+        self._stream.flush()
 
 
 def _is_met(requirement):

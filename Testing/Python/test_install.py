@@ -112,6 +112,23 @@ def test_nothing_is_installed_without_consent(monkeypatch):
     assert slicer.calls == []
 
 
+def test_every_line_that_pip_says_is_passed_on(monkeypatch, capsys):
+    slicer, told = Slicer(monkeypatch, (5, 10)), []
+    note = slicer._note
+
+    def speak(*what):
+        print("Collecting it\n\n  Downloading", end="")
+        print(" it (800 MB)")
+        note(*what)
+
+    slicer._note = speak
+    assert install.install(lambda names: True, told.append)
+    assert told == 2 * ["Collecting it", "Downloading it (800 MB)"]
+    assert capsys.readouterr().out.count("Downloading it (800 MB)\n") == 2
+    print("of something else")
+    assert len(told) == 4
+
+
 def test_what_did_not_arrive_is_named(monkeypatch):
     Slicer(monkeypatch, (5, 12), arrives=False)
     with pytest.raises(InstallError, match=r"still missing: torch>=2\.5, monai>=1\.5"):
