@@ -129,6 +129,7 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
+        self._followers = []
         self._run = None
         self._last = None
         self._shownCheck = None
@@ -192,8 +193,10 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartImportEvent, self.onSceneStartImport)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self._offer)
         self._missing = install.missing()
-        self.initializeParameterNode()
+        if self._isShown():
+            self.initializeParameterNode()
 
     def cleanup(self):
         try:
@@ -216,7 +219,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller, event):
-        self.initializeParameterNode()
+        if self._isShown():
+            self.initializeParameterNode()
 
     def onSceneStartImport(self, caller, event):
         # A scene's parameters are loaded before the scans that they name, and at the end of it Slicer's selectors are
@@ -237,20 +241,31 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 if getattr(self._parameterNode, name) is node:
                     setattr(self._parameterNode, name, None)
 
+    def _isShown(self):
+        """Whether this module is the one that is shown: Slicer sets panels up also for scripts that ask for them."""
+        return getattr(self.parent, "isEntered", True)  # a parent that is no module's panel is all there is
+
     def initializeParameterNode(self):
         if self.logic:
             self.setParameterNode(self.logic.getParameterNode())
 
     def setParameterNode(self, parameterNode):
         if self._parameterNode is not None:
+            node = self._parameterNode.parameterNode
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
+            while self._followers:
+                node.RemoveObserver(self._followers.pop())
+            self.removeObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParameters)
         self._parameterNode = parameterNode
         self._watch()
         if self._parameterNode is not None:
+            node = self._parameterNode.parameterNode
+            # Slicer forgets the observer by which widgets follow parameters: each visit to the panel would leave one.
+            parameterNode.AddObserver = lambda *observer: self._followers.append(node.AddObserver(*observer))
             # Not by connectGui, which gives Slicer 5.10 no tag to disconnect by.
-            self._parameterNodeGuiTag = self._parameterNode.connectParametersToGui(self._connected)
-            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
+            self._parameterNodeGuiTag = parameterNode.connectParametersToGui(self._connected)
+            del parameterNode.AddObserver
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParameters)
             self._onParameters()
 
     def _watch(self):
@@ -284,12 +299,21 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._onParameters()
 
     def onInstallButton(self):
+        # Slicer goes on between two lines of pip: another click must not start another installation beside this one.
+        self.ui.installButton.enabled = False
         try:
-            install.install()
+            install.install(progress=self._onInstalling)
         except MedFusionError as error:
             self._complain(error)
+        finally:
+            self.ui.installButton.enabled = True
         self._missing = install.missing()
         self._onParameters()
+
+    def _onInstalling(self, line):
+        self.ui.installLabel.text = _(
+            "Installing, which can take many minutes. Slicer hardly answers until it is done.\n{line}"
+        ).format(line=line)
 
     def _onTimer(self):
         run = self._run
@@ -339,36 +363,57 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         Ends the run that it was before.
         """
-        self._leanTimer.stop()
+        moves = (slicer.vtkMRMLTransformableNode.TransformModifiedEvent, vtk.vtkCommand.ModifiedEvent)
         if self._last is not None:
-            self._shownCheck = self.logic.showCheck(*self._last, instead=self._shownCheck)
-            self._last[0].close()
-        leanable = last is not None and self.logic.canLean(last[0])
-        checks = self.logic.checks(last[0]) if last is not None else []
-        self._last = last if leanable or checks else None
-        for widget, offered in (
-            (self.ui.leanLabel, leanable),
-            (self.ui.leanCombo, leanable),
-            (self.ui.leanSlider, leanable),
-            (self.ui.checkLabel, bool(checks)),
-            (self.ui.checkCombo, bool(checks)),
-        ):
-            widget.blockSignals(True)
-            widget.visible = offered
+            run, outcome = self._last
+            self._shownCheck = self.logic.showCheck(run, outcome, instead=self._shownCheck)
+            for event in moves:
+                self.removeObserver(run.nodes[run.request.reference], event, self._offer)
+            run.close()
+        self._last = None
+        if last is not None and (self.logic.canLean(*last) or self.logic.checks(*last)):
+            self._last = last
+            for event in moves:
+                self.addObserver(last[0].nodes[last[0].request.reference], event, self._offer)
+        self.ui.leanCombo.blockSignals(True)
         self.ui.leanCombo.clear()
-        for name in last[0].names if leanable else ():
+        for name in last[0].names if last is not None else ():
             self.ui.leanCombo.addItem(name)
+        self.ui.leanCombo.blockSignals(False)
+        self.ui.leanSlider.blockSignals(True)
         self.ui.leanSlider.value = 0
-        self.ui.checkCombo.clear()
-        for _check, text in checks:
-            self.ui.checkCombo.addItem(text)
-        for widget in (self.ui.leanCombo, self.ui.leanSlider, self.ui.checkCombo):
-            widget.blockSignals(False)
+        self.ui.leanSlider.blockSignals(False)
+        self._offer()
+
+    def _offer(self, caller=None, event=None):
+        """Offer of the last result what its nodes allow, which may be deleted or moved by now."""
+        leanable, checks = False, []
+        if self._last is not None:
+            leanable, checks = self.logic.canLean(*self._last), self.logic.checks(*self._last)
+        if not leanable:
+            self._leanTimer.stop()
+        for widget in (self.ui.leanLabel, self.ui.leanCombo, self.ui.leanSlider):
+            widget.visible = leanable
+        combo = self.ui.checkCombo
+        self.ui.checkLabel.visible = combo.visible = bool(checks)
+        combo.blockSignals(True)
+        if combo.count != len(checks):
+            combo.clear()
+            for _check, text in checks:
+                combo.addItem(text)
+            if self._shownCheck is not None:
+                run, outcome = self._last
+                self._shownCheck = self.logic.showCheck(run, outcome, instead=self._shownCheck)
+                name = run.names[run.request.reference]
+                self._say(_("“{name}” was deleted or moved: run again to see how well scans fit it.").format(name=name))
+        for index, (_check, text) in enumerate(checks):
+            combo.setItemText(index, text)
+        combo.blockSignals(False)
 
     def _onCheck(self, index):
         if self._last is None or index < 0:
             return
-        check, _text = self.logic.checks(self._last[0])[index]
+        check, _text = self.logic.checks(*self._last)[index]
         slicer.app.setOverrideCursor(qt.Qt.WaitCursor)
         try:
             self._shownCheck = self.logic.showCheck(*self._last, check, self._shownCheck)
@@ -807,12 +852,15 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         messages = (*result.messages, *run.notes)
         return FusionOutcome(scene, dict(result.scores), dict(result.seconds), messages, summary)
 
-    def checks(self, run):
-        """[(check, what it shows)] of a run that has ended, as `showCheck` takes them, the fused volume (None) first.
+    def checks(self, run, outcome):
+        """[(check, what it shows)] of a run that has ended, as `showCheck` takes them, what to go back to (None) first.
 
-        Empty where nothing was registered.
+        outcome: what `finish` returned for it. Empty where nothing was registered, and where the reference has left the
+        scene or its place since.
         """
         names, reference = run.names, run.names[run.request.reference]
+        if not self._isReferenceThere(run):
+            return []
         found = []
         for n, registration in enumerate(run.job.result().registrations):
             if registration is not None and registration.model != "none":
@@ -822,13 +870,20 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
                     "checkerboard": _("{name} and {reference} as a checkerboard"),
                 }
                 found += [((n, kind), text.format(name=names[n], reference=reference)) for kind, text in texts.items()]
-        return [(None, _("The fused volume")), *found] if found else []
+        back = _("The fused volume") if outcome.scene.fused.GetScene() else _("{name} alone").format(name=reference)
+        return [(None, back), *found] if found else []
+
+    def _isReferenceThere(self, run):
+        """Whether the reference of a run is in the scene, and lies where it lay."""
+        n = run.request.reference
+        return run.nodes[n].GetScene() is not None and not mrml.has_moved(run.nodes[n], run.request.sources[n])
 
     def showCheck(self, run, outcome, check=None, instead=None):
         """Show in the slice views how well a scan was registered, or the fused volume again; returns the node for that.
 
         run: that has not been closed. outcome: what `finish` returned for it. check: of `checks`, None for the fused
-        volume. instead: the node that was shown for another check: it is taken out of the scene.
+        volume, or the reference where that was deleted. instead: the node that was shown for another check: it is taken
+        out of the scene.
 
         Raises MedFusionError.
         """
@@ -837,11 +892,11 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
         result, request, node = run.job.result(), run.request, None
         reference = run.nodes[request.reference]
         if check is not None:
-            known = [one for one, _text in self.checks(run)]
+            if not self._isReferenceThere(run):
+                raise VolumeError(_("The reference was deleted or moved since: run again."))
+            known = [one for one, _text in self.checks(run, outcome)]
             if check not in known:
                 raise MethodError(_("There is no check {check}: choose of {known}.").format(check=check, known=known))
-            if reference.GetScene() is None:
-                raise VolumeError(_("The reference is no longer in the scene: run again."))
             if instead is None:
                 run.opacity = mrml.seen_opacity(outcome.scene)
             n, kind = check
@@ -853,14 +908,20 @@ class MedFusionLogic(ScriptedLoadableModuleLogic):
                 scan = request.sources[n] if kind == "before" else result.sources[n]
                 edges = replace(edge_volume(scan), name=_("{name} edges").format(name=run.names[n]))
                 node = mrml.show_edges(edges, reference)
-        elif instead is not None and outcome.scene.fused.GetScene() is not None:
-            mrml.show(replace(outcome.scene, opacity=run.opacity), turn=False)
+        elif instead is not None:
+            if outcome.scene.fused.GetScene() is not None:
+                mrml.show(replace(outcome.scene, opacity=run.opacity), turn=False)
+            elif reference.GetScene() is not None:
+                mrml.show_only(reference)
         mrml.remove(instead)
         return node
 
-    def canLean(self, run):
-        """Whether the result of a run that has ended has weight maps, which `lean` needs."""
-        return run.job.result().fusion.weights is not None
+    def canLean(self, run, outcome):
+        """Whether the result of a run that has ended can be leaned: it has weight maps, and its fused volume is there.
+
+        outcome: what `finish` returned for it.
+        """
+        return run.job.result().fusion.weights is not None and outcome.scene.fused.GetScene() is not None
 
     def lean(self, run, outcome, towards, amount):
         """Lean a result in the scene towards one of its scans; no network runs.

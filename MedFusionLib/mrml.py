@@ -109,6 +109,17 @@ def volume_from_node(node, modality=None):
     return volume
 
 
+def has_moved(node, source):
+    """Whether a volume node lies elsewhere now than when `volume_from_node` made `source` of it."""
+    if node.GetImageData() is None:
+        return True
+    before = node.GetParentTransformNode()
+    straight = before is None or before.IsTransformToWorldLinear()
+    motion = _matrix_to_world(node) if straight else _nearest_motion(_bending_to_world(before), node)
+    present = motion @ _matrix_to_ras(node) @ _first_voxel(node.GetImageData())
+    return not np.allclose(present, source.affine, rtol=0, atol=1e-4)
+
+
 def mask_from_node(node):
     """Where registration is to look, as a `Volume` that is not 0 there, in world space; parent transforms count.
 
@@ -321,8 +332,13 @@ def show_alone(volume):
     with _all_or_nothing():
         node = add_volume(volume)
     _leave_unsaved(node)
-    slicer.util.setSliceViewerLayers(background=node, foreground=None, label=None)
+    show_only(node)
     return node
+
+
+def show_only(node):
+    """Show a volume node by itself in all slice views."""
+    slicer.util.setSliceViewerLayers(background=node, foreground=None, label=None)
 
 
 def _leave_unsaved(node):
@@ -457,8 +473,7 @@ def _straightened(node):
     copy.Copy(node)
     copy.SetAndObserveTransformNodeID(None)
     copy.SetAndObserveImageData(node.GetImageData())
-    to_world = vtk.vtkGeneralTransform()
-    before.GetTransformToWorld(to_world)
+    to_world = _bending_to_world(before)
     # Hardening keeps the grid: it is moved first, or a scan that is moved further than bent would be cut off by it.
     moved = _nearest_motion(to_world, node)
     copy.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(moved @ _matrix_to_ras(node)))
@@ -468,6 +483,13 @@ def _straightened(node):
     to_world.Concatenate(back)
     copy.ApplyTransform(to_world)
     return copy
+
+
+def _bending_to_world(transform):
+    """vtkGeneralTransform of a transform node and its parents, RAS mm, to world."""
+    to_world = vtk.vtkGeneralTransform()
+    transform.GetTransformToWorld(to_world)
+    return to_world
 
 
 def _nearest_motion(transform, node):

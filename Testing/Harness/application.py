@@ -56,7 +56,7 @@ def start():
     slicer.app = Application()
     slicer.app._application = application
     for name, kind in vars(qmrml_widgets).items():
-        if name.startswith("qMRML"):
+        if name.startswith(("qMRML", "qSlicer")):
             setattr(slicer, name, pythonqt.wrapper_class(kind.__name__))
     from . import parameter_node
 

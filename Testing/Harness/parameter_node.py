@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import typing
+import weakref
 from dataclasses import dataclass
 
 import slicer
@@ -105,6 +106,8 @@ class _Parameter:
             node.SetParameter(self.name, self._text(value))
 
     def read(self, node):
+        if not self.is_in(node):  # as when the scene was closed
+            self.write(node, self.default)
         if self.is_node:
             return node.GetNodeReference(self.name)
         if self.is_list:
@@ -143,22 +146,55 @@ def parameterNodeWrapper(cls):
 
 def _property(parameter):
     def read(self):
-        return parameter.read(self.parameterNode)
+        return self._values[parameter.name].read()
 
     def write(self, value):
         parameter.check(value)
-        parameter.write(self.parameterNode, value)
+        self._values[parameter.name].write(value)
 
     return property(read, write)
 
 
+class _Value:
+    """A parameter in a node. As in Slicer it is read again when the node says that it was modified, and stops to listen
+    when it is collected."""
+
+    def __init__(self, parameter, node):
+        self._parameter, self._node, self._tag, self._writing = parameter, node, None, False
+        if not (parameter.is_node or parameter.is_list):
+            self._value = parameter.read(node)
+            this = weakref.ref(self)
+            self._tag = node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda caller, event: this()._modified())
+
+    def __del__(self):
+        if self._tag is not None:
+            self._node.RemoveObserver(self._tag)
+
+    def _modified(self):
+        if not self._writing:
+            self._value = self._parameter.read(self._node)
+
+    def read(self):
+        return self._parameter.read(self._node) if self._tag is None else self._value
+
+    def write(self, value):
+        self._writing = True
+        try:
+            with slicer.util.NodeModify(self._node):
+                self._parameter.write(self._node, value)
+                self._value = self._parameter.read(self._node)
+        finally:
+            self._writing = False
+
+
 class _Wrapped:
     def __init__(self, parameterNode):
-        object.__setattr__(self, "parameterNode", parameterNode)
-        object.__setattr__(self, "_connections", {})
+        self.parameterNode = parameterNode
+        self._connections, self._next_tag, self._updating = {}, 0, False
         for parameter in self.allParameters.values():
             if not parameter.is_in(parameterNode):
                 parameter.write(parameterNode, parameter.default)
+        self._values = {name: _Value(parameter, parameterNode) for name, parameter in self.allParameters.items()}
 
 
 class _Methods:
@@ -172,6 +208,12 @@ class _Methods:
 
     def RemoveObserver(self, tag):
         return self.parameterNode.RemoveObserver(tag)
+
+    def StartModify(self):
+        return self.parameterNode.StartModify()
+
+    def EndModify(self, before):
+        return self.parameterNode.EndModify(before)
 
     def connectGui(self, widget):
         """Connect the children of a widget that say their parameter by a property `SlicerParameterName`.
@@ -193,31 +235,32 @@ class _Methods:
             if name not in self.allParameters:
                 raise ValueError(f"there is no parameter {name}")
         made = {name: connector(self.allParameters[name], widget) for name, widget in widgets.items()}
-        busy = set()
-
-        def to_gui(caller=None, event=None):
-            for name, one in made.items():
-                if name not in busy:
-                    busy.add(name)
-                    try:
-                        one.write(getattr(self, name))
-                    finally:
-                        busy.discard(name)
-
-        def to_node(name):
-            if name not in busy:
-                setattr(self, name, made[name].read())
-
-        to_gui()
-        for name, one in made.items():
-            one.listen(lambda name=name: to_node(name))
-        tag = self.parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, to_gui)
+        tag, self._next_tag = self._next_tag, self._next_tag + 1
         self._connections[tag] = made
+        for name, one in made.items():
+            one.write(getattr(self, name))
+            one.listen(lambda name=name: self._to_node(name, made[name]))
+        # As in Slicer: nothing keeps the tag, and `disconnectGui` leaves the observer, which keeps this object.
+        self.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda caller, event: self._to_gui())
         return tag
 
-    def disconnectGui(self, tag):
-        if tag not in self._connections:
+    def _to_gui(self):
+        if self._updating:
             return
-        self.parameterNode.RemoveObserver(tag)
-        for one in self._connections.pop(tag).values():
+        self._updating = True
+        try:
+            with slicer.util.NodeModify(self):
+                for made in self._connections.values():
+                    for name, one in made.items():
+                        one.write(getattr(self, name))
+        finally:
+            self._updating = False
+
+    def _to_node(self, name, one):
+        with slicer.util.NodeModify(self):
+            if not self._updating:
+                setattr(self, name, one.read())
+
+    def disconnectGui(self, tag):
+        for one in self._connections.pop(tag, {}).values():
             one.stop()

@@ -45,6 +45,23 @@ class qMRMLWidget(QWidget):
 
 
 @register
+class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
+    """What a module's panel lies in; it knows whether the module is shown."""
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self._entered = False
+
+    def enter(self):
+        self._entered = True
+
+    def exit(self):
+        self._entered = False
+
+    isEntered = Property(bool, lambda self: self._entered)
+
+
+@register
 class qMRMLNodeComboBox(QWidget):
     """The node selector. A node that is added later is offered, not chosen.
 

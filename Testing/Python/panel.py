@@ -18,12 +18,14 @@ def load_module():
     return Harness.load(ROOT / "MedFusion" / "MedFusion.py")
 
 
-def open_panel(module):
+def open_panel(module, shown=True):
     """The module's panel, made as Slicer's module panel makes it: in a parent of its own."""
     import qt
     import slicer
 
-    parent = slicer.qMRMLWidget()
+    parent = slicer.qSlicerScriptedLoadableModuleWidget()
+    if shown:
+        parent.enter()
     parent.setLayout(qt.QVBoxLayout())
     parent.setMRMLScene(slicer.mrmlScene)
     widget = module.MedFusionWidget(parent)

@@ -1,5 +1,6 @@
 """The panel clicked through: the real module and engine on slicer-core's real scene, offscreen."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -149,8 +150,9 @@ def test_a_result_is_leaned_towards_a_scan_without_the_network(panel, nodes):
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(scene.rgb), colored)
 
     slicer.mrmlScene.RemoveNode(scene.fused)
-    panel.ui.leanSlider.value = 0.2
-    wait(lambda: "no longer in the scene" in panel.ui.messageLabel.text)
+    assert not panel.ui.leanSlider.visible
+    with pytest.raises(MedFusionError, match="no longer in the scene"):
+        panel.logic.lean(run, outcome, 1, 0.2)
     folder = run.job.folder
     assert folder.exists()
     slicer.mrmlScene.Clear(0)
@@ -250,11 +252,64 @@ def test_how_well_scans_were_registered_is_said_and_shown(panel, nodes):
     combo.currentIndex = 3
     slicer.mrmlScene.RemoveNode(layers()[0])
     combo.currentIndex = 1
-    slicer.mrmlScene.RemoveNode(nodes[0])
-    combo.currentIndex = 2
-    assert "reference is no longer in the scene" in panel.ui.messageLabel.text
     slicer.mrmlScene.Clear(0)
     assert not combo.visible
+
+
+def test_no_edges_stay_where_the_reference_lay(panel, nodes):
+    """It is moved while they are shown, or deleted: they would lie beside it, and all be red."""
+    import slicer
+
+    move = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "move")
+    nodes[0].SetAndObserveTransformNodeID(move.GetID())
+    choose(panel, nodes[:2])
+    panel._parameterNode.method = "average"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    (run, outcome), combo = panel._last, panel.ui.checkCombo
+    composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    straight = slicer.util.arrayFromTransformMatrix(move)
+    for there in (affine(origin=(30, 0, 0)), affine(angles=(0, 0, 0.02))):
+        combo.currentIndex = 1
+        shown = panel._shownCheck
+        move.SetName("renamed")
+        nodes[0].SetName("CT, renamed")
+        assert shown.GetScene() is not None and combo.currentIndex == 1
+        slicer.util.updateTransformMatrixFromArray(move, there)
+        assert shown.GetScene() is None and panel._shownCheck is None and not combo.visible
+        assert "was deleted or moved" in panel.ui.messageLabel.text
+        assert composite.GetBackgroundVolumeID() == outcome.scene.fused.GetID()
+        assert panel.ui.leanSlider.visible
+        with pytest.raises(MedFusionError, match="deleted or moved"):
+            panel.logic.showCheck(run, outcome, (1, "before"))
+        slicer.util.updateTransformMatrixFromArray(move, straight)
+        assert combo.visible and combo.currentIndex == 0 and combo.count == 4
+    combo.currentIndex = 2
+    shown = panel._shownCheck
+    slicer.mrmlScene.RemoveNode(nodes[0])
+    assert shown.GetScene() is None and not combo.visible
+    assert composite.GetBackgroundVolumeID() == outcome.scene.fused.GetID()
+
+
+def test_a_fused_volume_that_was_deleted_is_offered_no_more(panel, nodes):
+    """How well the scans were registered can still be looked at, over the reference."""
+    import slicer
+
+    choose(panel, nodes[:2])
+    panel._parameterNode.method = "average"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    combo, (run, outcome) = panel.ui.checkCombo, panel._last
+    composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    combo.currentIndex = 3
+    board = panel._shownCheck
+    slicer.mrmlScene.RemoveNode(outcome.scene.fused)
+    assert not panel.ui.leanSlider.visible and not panel.logic.canLean(run, outcome)
+    assert combo.itemText(0) == "CT alone" and combo.currentIndex == 3 and board.GetScene() is not None
+    combo.currentIndex = 0
+    assert board.GetScene() is None and composite.GetBackgroundVolumeID() == nodes[0].GetID()
+    combo.currentIndex = 1
+    assert composite.GetLabelVolumeID() == panel._shownCheck.GetID()
 
 
 def test_scans_that_lay_apart_had_no_similarity_before(module, nodes):
@@ -271,8 +326,10 @@ def test_a_method_without_weight_maps_offers_no_leaning(panel, nodes):
     choose(panel, nodes[:2])
     panel._parameterNode.registration, panel._parameterNode.method = "none", "laplacian"
     panel.ui.applyButton.click()
+    folder = panel._run.job.folder
     wait(lambda: panel._run is None)
     assert panel.ui.scoresTable.visible and not panel.ui.leanSlider.visible
+    assert not folder.exists(), "nothing can be asked of it any more"
 
 
 @pytest.mark.parametrize("ground", ["#efefef", "#323232", "#000000", "#ffffff"])
@@ -708,6 +765,25 @@ def test_what_is_missing_is_offered_for_installation(module, panel, nodes, monke
     assert panel.ui.installButtonSection.visible
 
 
+def test_an_installation_is_followed_and_not_started_twice(module, panel, monkeypatch):
+    """Slicer works off clicks between two lines that pip says."""
+    lacking, seen = ["monai>=1.5"], []
+
+    def install(progress):
+        progress("Collecting monai")
+        seen.append(panel.ui.installLabel.text)
+        panel.ui.installButton.click()
+        lacking.clear()
+
+    monkeypatch.setattr(module.install, "missing", lambda: list(lacking))
+    monkeypatch.setattr(module.install, "install", install)
+    panel.enter()
+    panel.ui.installButton.click()
+    assert len(seen) == 1 and "minutes" in seen[0] and seen[0].endswith("Collecting monai")
+    assert not panel.ui.installButtonSection.visible and panel.ui.installButton.enabled
+    assert "Install the needed" not in panel.ui.reasonLabel.text
+
+
 def test_a_panel_that_is_left_lets_go_of_the_parameters(module, panel, nodes):
     choose(panel, nodes[:2])
     panel.exit()
@@ -719,6 +795,42 @@ def test_a_panel_that_is_left_lets_go_of_the_parameters(module, panel, nodes):
     assert panel.ui.opacitySlider.value == 0.5 and panel.ui.firstSelector.currentNode() is nodes[0]
     panel.ui.opacitySlider.value = 0.9
     assert parameters.opacity == 0.9
+
+
+def test_visits_to_the_panel_leave_nothing_behind(panel):
+    def kept():
+        gc.collect()
+        return sum(type(one).__name__ == "MedFusionParameterNode" for one in gc.get_objects())
+
+    before = kept()
+    for _ in range(3):
+        panel.exit()
+        panel.enter()
+    assert kept() == before == 1
+    panel.exit()
+    assert kept() == 0
+
+
+def test_a_panel_that_is_not_shown_leaves_the_scene_alone(module):
+    """As one that a script asks for, and one whose scene is closed while another module is shown."""
+    import slicer
+
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    panel = open_panel(module, shown=False)
+    try:
+        assert panel._parameterNode is None and slicer.mrmlScene.GetNumberOfNodes() == before
+        panel.parent.enter()
+        panel.enter()
+        assert panel.ui.reasonLabel.text
+        panel.exit()
+        panel.parent.exit()
+        slicer.mrmlScene.Clear(0)
+        assert panel._parameterNode is None
+        panel.parent.enter()
+        slicer.mrmlScene.Clear(0)
+        assert panel._parameterNode is not None
+    finally:
+        panel.cleanup()
 
 
 def test_a_panel_without_a_parent_sets_itself_up(module, nodes):

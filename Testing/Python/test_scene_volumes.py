@@ -112,6 +112,27 @@ def test_a_non_linear_parent_is_applied_to_a_copy(scene):
     assert np.allclose((where * heavy[:, None]).sum(0) / heavy.sum(), moved, atol=0.5)
 
 
+@pytest.mark.parametrize("bent", [False, True])
+def test_a_scan_that_was_moved_is_known(scene, bent):
+    node = mrml.add_volume(head("MR", affine((2, 2.5, 3), (-30, -40, -20), (0.1, 0.2, 0.3))))
+    around = linear_transform(rigid((0.1, 0, 0), (5, 0, 0)))
+    inner = bend() if bent else linear_transform(rigid((0, 0.3, 0), (0, 0, 9)))
+    inner.SetAndObserveTransformNodeID(around.GetID())
+    node.SetAndObserveTransformNodeID(inner.GetID())
+    before = mrml.volume_from_node(node)
+    node.SetName("renamed")
+    assert not mrml.has_moved(node, before)
+    slicer.util.updateTransformMatrixFromArray(around, rigid((0.1, 0, 0.001), (5, 0, 0)))
+    assert mrml.has_moved(node, before)
+    before = mrml.volume_from_node(node)
+    node.SetOrigin(np.array(node.GetOrigin()) + 0.1)
+    assert mrml.has_moved(node, before)
+    node.SetAndObserveTransformNodeID(None)
+    before = mrml.volume_from_node(node)
+    node.SetAndObserveImageData(None)
+    assert mrml.has_moved(node, before)
+
+
 @pytest.mark.parametrize("under", ["nothing", "a linear transform", "one that bends"])
 def test_a_part_that_vtk_cut_out_lies_where_it_was(scene, view, under):
     """Its extent does not begin at 0, which Slicer's views take account of."""
