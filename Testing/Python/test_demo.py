@@ -12,7 +12,7 @@ from PIL import Image
 
 from MedFusionLib import Request, Volume, phantom, read_volume, run, write_volume
 from MedFusionLib.cli import _bar, main
-from MedFusionLib.contact_sheet import _bounds, interesting_points, write_contact_sheet
+from MedFusionLib.contact_sheet import PLANES, _bounds, interesting_points, write_contact_sheet
 from MedFusionLib.demo import run_demo
 from MedFusionLib.errors import MedFusionError
 
@@ -78,7 +78,7 @@ def test_thick_slices_are_looked_at_one_by_one():
     uptake = body + 9.0 * (np.hypot(np.hypot(x - 100, y - 90), z - 90) < 6)
     grid = np.diag([0.5, 0.5, 5, 1])
     scans = [Volume(body.astype(np.float32), grid, "CT", display_range=(0, 1)), Volume(uptake, grid, "PT")]
-    low, high = _bounds(scans)
+    low, high = _bounds(scans, np.eye(3))
     assert low[2] <= 5 and high[2] >= 170
     result = run(Request(tuple(scans), registration="none", method="average", evaluate=False))
     *_, (_, place, caption) = interesting_points(result)
@@ -86,16 +86,38 @@ def test_thick_slices_are_looked_at_one_by_one():
     np.testing.assert_allclose(place, (100, 90, 90), atol=5)
 
 
-def test_an_oblique_single_slice_is_seen(tmp_path):
-    random = np.random.default_rng(0)
-    turn = np.eye(4)
-    turn[1:3, 1:3] = [[np.cos(0.05), -np.sin(0.05)], [np.sin(0.05), np.cos(0.05)]]
-    scans = [Volume(random.random((1, 60, 60)), turn @ np.diag([1, 1, 5, 1]), modality) for modality in ("CT", "MR")]
+@pytest.mark.parametrize(("slices", "tilt"), ((1, 0), (1, 0.05), (2, 0.4), (5, -0.4)))
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_stack_of_few_slices_is_seen_in_its_own_plane(tmp_path, plane, slices, tilt):
+    """Cut in the patient's, a tilted one was a strip, and of a sagittal one came a sheet of 21,000 pixels' height."""
+    right, down = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}[plane]
+    through = 3 - right - down
+    turn = np.eye(3)
+    turn[np.ix_((right, through), (right, through))] = [[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]]
+    grid = np.eye(4)
+    grid[:3, :3] = turn[:, [right, down, through]] * (4, 4, 5)
+    body = np.random.default_rng(0).uniform(80, 120, (slices, 60, 50)).astype(np.float32)
+    body[:, 50:, 40:] = 255  # to the right (sagittal: in front), and in front or above
+    scans = [Volume(values, grid, kind, display_range=(0, 255)) for values, kind in ((body, "CT"), (255 - body, "MR"))]
     result = run(Request(tuple(scans), registration="none", method="average", evaluate=False))
-    write_contact_sheet(tmp_path / "sheet.png", result, [("axial", scans[0].center, "")])
+    write_contact_sheet(tmp_path / "sheet.png", result, interesting_points(result))
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
-    # Noise has an average of half the range; the sheet has margins, and what is not met is black.
-    assert sheet[sheet.shape[0] // 4 :].mean() > 60
+    assert sheet.shape[0] < sheet.shape[1]
+    ct = sheet[66:-10, : sheet.shape[1] // 3 - 5]
+    assert (ct > 50).mean() > 0.9
+    # As scans are shown: at the left the patient's right or front, at the top the front or the head.
+    assert ct[30:50, 20:45].mean() > 200 and ct[30:50, -45:-20].mean() < 150 and ct[-50:-30, 20:45].mean() < 150
+
+
+def test_letters_are_read_over_bone(tmp_path):
+    """White on white, none told left from right."""
+    bone = np.random.default_rng(0).uniform(250, 255, (40, 40, 40))
+    scans = [Volume(bone[::step], np.diag([4, 4, 4, 1]), "CT", display_range=(0, 100)) for step in (1, -1)]
+    result = run(Request(tuple(scans), registration="none", method="average", evaluate=False))
+    write_contact_sheet(tmp_path / "sheet.png", result, interesting_points(result))
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
+    first = sheet[66:, : sheet.shape[1] // 3]
+    assert (first[80:160, 8:40] < 100).sum() > 20
 
 
 @pytest.mark.scene
