@@ -287,21 +287,27 @@ def evaluate(
     python -m MedFusionLib evaluate fused.nrrd ct.nrrd pet_on_ct.nrrd --all --axis coronal --csv scores.csv
     """
     from .files import read_volume, require_place
-    from .metrics import QUICK, evaluate_slices
+    from .metrics import QUICK, evaluate_slices, range_of_fused
     from .metrics import evaluate as measure
     from .outputs import write_table
+    from .volume import require_different
 
     _keep_apart([fused, *sources], csv)
     if csv:
         require_place(csv)
     names = None if every else QUICK
     volume, volumes = read_volume(fused), _read(sources, modality, series)
+    require_different(volumes)
     with _bar() as progress:
         scores = measure(volume, volumes, mode, axis, names, progress)
         rows = evaluate_slices(volume, volumes, axis, names, progress) if csv else []
+    black, white = range_of_fused(volume)
+    if (black, white) != (0, 1):
+        said = f"{volume.title} is not of values from 0 to 1, and was measured as shown from {black:g} to {white:g}."
+        _print_messages([f"{said} If it is a source: the fused volume comes first."])
     print_scores(scores)
     if csv:
-        write_table(csv, [*rows, {"slice": mode, **scores}])
+        write_table(csv, [*rows, {"slice": "volume" if mode == "volume" else "mean", **scores}])
         out.print(f"wrote {csv}", soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import Cancelled, GeometryError, MethodError, VolumeError
-from ..normalize import to_unit
+from ..normalize import display_range, to_unit
 from ..volume import require_several, require_usable, require_volume
 from .gradients import activity_measures, edge_measures
 from .histograms import level_measures
@@ -180,14 +180,23 @@ def _levels(fused, sources):
         require_usable(source)
         if not source.same_grid(fused):
             raise GeometryError(f"{source.title} is not on the grid of {fused.title}: register or resample it first.")
+    fused = fused.with_array(fused.array, display_range=range_of_fused(fused))
+    return [_bytes(source) for source in sources], _bytes(fused)
+
+
+def range_of_fused(fused):
+    """(black, white) by which a fused Volume is measured: 0 and 1, unless its values or display range say otherwise.
+
+    Raises VolumeError for one that cannot be measured.
+    """
     if fused.is_vector:
         raise VolumeError(f"{fused.title} is a colour volume: measure the fused scalar volume.")
     low, high = fused.array.min(), fused.array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise VolumeError(f"{fused.title} has NaN or infinite voxels: fuse again.")
     if fused.display_range is None and low >= -ROUNDED and high <= 1 + ROUNDED:
-        fused = fused.with_array(fused.array, display_range=(0.0, 1.0))
-    return [_bytes(source) for source in sources], _bytes(fused)
+        return (0.0, 1.0)
+    return display_range(fused)
 
 
 def _bytes(volume):

@@ -144,6 +144,29 @@ def test_fuse_and_evaluate(call, folder, tmp_path):
     assert scores == pytest.approx(evaluate(fused, [read_volume(path) for path in pair], names=QUICK))
     assert all(name in out for name in scores)
 
+    code, *_ = call("evaluate", tmp_path / "fused.nrrd", *pair, "--mode", "slice", "--csv", tmp_path / "scores.csv")
+    assert code == 0
+    with open(tmp_path / "scores.csv") as file:
+        *slices, mean = csv.DictReader(file)
+    assert mean.pop("slice") == "mean"
+    for name, value in mean.items():
+        assert float(value) == pytest.approx(np.mean([float(row[name]) for row in slices]))
+
+
+def test_evaluate_points_out_that_its_volumes_are_mixed_up(call, folder, tmp_path):
+    """A source in the place of the fused volume, or one source twice, gave figures that meant nothing."""
+    ct, t1 = folder / "ct.nii.gz", tmp_path / "t1_on_ct.nii.gz"
+    fixed = read_volume(ct)
+    noise = np.random.default_rng(0).random(fixed.array.shape, np.float32)
+    write_volume(fixed.with_array(noise), t1)
+    write_volume(fixed.with_array(noise[::-1]), tmp_path / "fused.nii.gz")
+    code, out, err = call("evaluate", tmp_path / "fused.nii.gz", ct, t1)
+    assert code == 0 and "SSIM" in out and "Note" not in err
+    code, _, err = call("evaluate", ct, tmp_path / "fused.nii.gz", t1)
+    assert code == 0 and "“ct” is not of values from 0 to 1, and was measured as shown from -100 to 900" in err
+    code, out, err = call("evaluate", tmp_path / "fused.nii.gz", ct, ct)
+    assert code == 1 and "are the same volume" in err and out == ""
+
 
 def test_weight_maps_leave_a_result_in_their_folder_whole(call, tmp_path):
     rng = np.random.default_rng(0)
