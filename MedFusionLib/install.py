@@ -9,6 +9,7 @@ import importlib
 import io
 import sys
 import tempfile
+import threading
 import tomllib
 from contextlib import nullcontext, redirect_stdout
 from importlib import metadata
@@ -86,13 +87,16 @@ def install(consent=None, progress=None):
 
 
 class _Teller(io.TextIOBase):
-    """A stream that hands on what is printed, and tells of it line by line."""
+    """A stream that hands on what is printed, and tells of it line by line, but not of what other threads print."""
 
     def __init__(self, stream, tell):
         self._stream, self._tell, self._begun = stream, tell, ""
+        self._thread = threading.get_ident()
 
     def write(self, text):
         self._stream.write(text)
+        if threading.get_ident() != self._thread:
+            return len(text)
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
             if line.strip():

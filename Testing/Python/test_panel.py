@@ -765,21 +765,32 @@ def test_what_is_missing_is_offered_for_installation(module, panel, nodes, monke
     assert panel.ui.installButtonSection.visible
 
 
-def test_an_installation_is_followed_and_not_started_twice(module, panel, monkeypatch):
-    """Slicer works off clicks between two lines that pip says."""
-    lacking, seen = ["monai>=1.5"], []
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for PythonSlicer")
+def test_an_installation_is_followed_and_not_started_twice(module, panel, monkeypatch, tmp_path):
+    """By Slicer's own functions, which work off clicks between two lines that pip says."""
+    import qt
+    import slicer
 
-    def install(progress):
-        progress("Collecting monai")
+    python = tmp_path / "PythonSlicer"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    lacking, started, seen = ["monai>=1.5"], [], []
+
+    def pip_install(arguments):
+        started.append(arguments)
+        qt.QTimer.singleShot(0, panel.ui.installButton.click)
+        slicer.util.executePythonModule("pip", ["--version"])
         seen.append(panel.ui.installLabel.text)
-        panel.ui.installButton.click()
         lacking.clear()
 
     monkeypatch.setattr(module.install, "missing", lambda: list(lacking))
-    monkeypatch.setattr(module.install, "install", install)
+    monkeypatch.setattr(slicer.util, "pip_install", pip_install)
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_, **__: True)
     panel.enter()
     panel.ui.installButton.click()
-    assert len(seen) == 1 and "minutes" in seen[0] and seen[0].endswith("Collecting monai")
+    assert [one[-1] for one in started] == ["monai>=1.5"]
+    assert "minutes" in seen[0] and "\npip " in seen[0]
     assert not panel.ui.installButtonSection.visible and panel.ui.installButton.enabled
     assert "Install the needed" not in panel.ui.reasonLabel.text
 
