@@ -110,11 +110,13 @@ def register(
 
     [b]Examples[/b]
 
-    python -m MedFusionLib register ct.nii.gz t1.nii.gz -o t1_on_ct.nii.gz -t t1_to_ct.h5
+    python -m MedFusionLib register ct.nii t1.nii -o t1_on_ct.nii -t t1_to_ct.h5
 
-    python -m MedFusionLib register ct_dicom_folder/ pet_dicom_folder/ --model affine -t pet_to_ct.h5
+    python -m MedFusionLib register ct_dicom/ pet_dicom/ --model affine -t pet.h5
 
-    python -m MedFusionLib register t1.nrrd t2.nrrd --model deformable --fixed-mask brain.nrrd -o t2_on_t1.nrrd
+    python -m MedFusionLib register t1.nii t2.nii --model deformable -o t2_t1.nii
+
+    python -m MedFusionLib register t1.nii t2.nii --fixed-mask brain.nii -t t2.h5
     """
     if not (output or transform or picture):
         raise typer.BadParameter("nothing to write: give --output, --transform or --picture.")
@@ -180,7 +182,9 @@ def fuse(
 
     python -m MedFusionLib fuse ct.nii.gz t1_on_ct.nii.gz -o fused.nii.gz
 
-    python -m MedFusionLib fuse ct.nrrd pet.nrrd -m CT -m PT --method laplacian --mode slice --axis coronal -o f.nrrd
+    python -m MedFusionLib fuse a.nii b.nii --mode slice --axis coronal -o f.nii
+
+    python -m MedFusionLib fuse a.nii b.nii -m CT -m PT --method maximum -o f.nii
     """
     from .files import require_writable, write_volume
     from .fusion import fuse as run_fuse
@@ -231,7 +235,9 @@ def run(
 
     python -m MedFusionLib run ct.nii.gz t1.nii.gz pet.nii.gz -o results
 
-    python -m MedFusionLib run ct_dicom/ pet_dicom/ --series '' --series 'PET AC' --threshold 2.5 -o results
+    python -m MedFusionLib run ct/ pet/ --series '' --series 'PET AC' -o results
+
+    python -m MedFusionLib run ct.nii pet.nii --threshold 2.5 -o results
     """
     from .outputs import NAMES, require_folder, write_result
     from .pipeline import Coloring, Request, require_settings
@@ -284,7 +290,7 @@ def evaluate(
 
     python -m MedFusionLib evaluate fused.nii.gz ct.nii.gz t1_on_ct.nii.gz
 
-    python -m MedFusionLib evaluate fused.nrrd ct.nrrd pet_on_ct.nrrd --all --axis coronal --csv scores.csv
+    python -m MedFusionLib evaluate f.nii ct.nii pet.nii --all --csv scores.csv
     """
     from .files import read_volume, require_place
     from .metrics import QUICK, evaluate_slices, range_of_fused
@@ -355,17 +361,19 @@ def batch(
 ):
     """Run the whole job for every subject of a cohort; run it again to go on where it stopped.
 
-    A subject's folder holds two or three files or DICOM folders. Of a BIDS dataset each session counts as a subject,
-    with what lies in anat, pet, ct and spect. A CSV file has the column [b]subject[/b] and two or three of [b]CT, MR,
-    PT, NM, US, OT[/b] (one may come twice) with paths, relative to the CSV file. The reference is the first there is of
-    CT, MR, PT, NM, US, OT. A failed subject does not stop the others; summary.csv tells how each one went, and the exit
+    A subject's folder holds two or three files or DICOM folders. Of a BIDS
+    dataset each session counts as a subject, with what lies in anat, pet, ct and
+    spect. A CSV file has the column [b]subject[/b] and two or three of [b]CT, MR, PT, NM,
+    US, OT[/b] (one may come twice) with paths, relative to the CSV file. The
+    reference is the first there is of CT, MR, PT, NM, US, OT. A failed subject
+    does not stop the others; summary.csv tells how each one went, and the exit
     code is 1 if any failed.
 
     [b]Examples[/b]
 
     python -m MedFusionLib batch patients/ -o results
 
-    python -m MedFusionLib batch cohort.csv --method laplacian --device cuda -o results
+    python -m MedFusionLib batch cohort.csv --method laplacian -o results
     """
     from . import bids
     from .cohort import find_subjects, run_cohort
@@ -437,21 +445,22 @@ def train(
 ):
     """Train a method's network, score it on subjects it never saw, and write weights and model card.
 
-    Of volumes every fifth subject, by name, is held back for the scores. Weights in ~/.medfusion/weights become methods
-    of their own.
+    Of volumes every fifth subject, by name, is held back for the scores. Weights
+    in ~/.medfusion/weights become methods of their own.
 
-    An interrupted training goes on where it stopped. For several GPUs or processes, start it with torchrun (not
-    medfusion and selector). The selector measures the other methods first, and is to be trained after them.
+    An interrupted training goes on where it stopped. For several GPUs or
+    processes, start it with torchrun (not medfusion and selector). The selector
+    measures the other methods first, and is to be trained after them.
 
     [b]Examples[/b]
 
     python -m MedFusionLib train medfusion --data atlas/ -o my-weights
 
-    python -m MedFusionLib train fwnet --data registered-patients/ -o ~/.medfusion/weights
+    python -m MedFusionLib train fwnet --data registered-patients/
 
     python -m MedFusionLib train selector --data atlas/ -o my-weights
 
-    torchrun --nproc-per-node 2 -m MedFusionLib train sesf --data atlas/ -o my-weights --epochs 40
+    torchrun --nproc-per-node 2 -m MedFusionLib train sesf --data atlas/ -o out
     """
     from .cohort import find_subjects
     from .fusion.training import atlas, require_settings
@@ -495,7 +504,7 @@ def demo(
 
     python -m MedFusionLib demo
 
-    python -m MedFusionLib demo --ct ct.nii.gz --mr t1.nii.gz --pet pet_dicom_folder/
+    python -m MedFusionLib demo --ct ct.nii.gz --mr t1.nii.gz --pet pet_dicom/
     """
     from .demo import run_demo
     from .outputs import require_folder

@@ -66,6 +66,15 @@ def test_help_has_examples(call, verb):
     assert re.search(rf"Examples?\b.*python -m MedFusionLib {verb}", out, re.DOTALL)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_are_in_one_line_where_lines_are_short(call, verb, monkeypatch):
+    """Wrapped, they cannot be copied; what is printed is padded with spaces, so that no backslash helps."""
+    wide = re.findall(r"^ ((?:python|torchrun) .*)", call(verb, "--help")[1], re.MULTILINE)
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = re.findall(r"^ ((?:python|torchrun) .*)", call(verb, "--help")[1], re.MULTILINE)
+    assert wide and [line.rstrip() for line in narrow] == [line.rstrip() for line in wide]
+
+
 def test_it_is_run_as_a_module_and_lists_its_verbs():
     done = subprocess.run([sys.executable, "-m", "MedFusionLib", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
