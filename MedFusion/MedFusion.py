@@ -337,6 +337,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 run.close()
             self.ui.progressBar.visible = False
             self._onParameters()
+            if not self._isShown():
+                self.exit()
 
     def _finish(self, run):
         try:

@@ -844,6 +844,22 @@ def test_a_panel_that_is_not_shown_leaves_the_scene_alone(module):
         panel.cleanup()
 
 
+def test_a_run_that_ends_while_another_module_is_shown(module, panel, nodes):
+    """Its summary is kept, and the panel lets go of the parameters then."""
+    choose(panel, nodes[:2])
+    panel._parameterNode.registration, panel._parameterNode.method = "none", "average"
+    panel.ui.applyButton.click()
+    panel.parent.exit()
+    panel.exit()
+    assert panel._parameterNode is not None
+    wait(lambda: panel._run is None)
+    assert panel._parameterNode is None
+    assert "CT + MR" in module.MedFusionLogic().getParameterNode().summary
+    panel.parent.enter()
+    panel.enter()
+    assert "CT + MR" in panel.ui.summaryLabel.text and panel.ui.leanSlider.visible
+
+
 def test_a_panel_without_a_parent_sets_itself_up(module, nodes):
     import slicer
 
