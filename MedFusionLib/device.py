@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from .errors import DeviceError
+
+log = logging.getLogger(__name__)
 
 
 def choose(name="auto"):
@@ -25,6 +28,24 @@ def choose(name="auto"):
         here = ", ".join(kind for kind, there in available.items() if there)
         raise DeviceError(f"this machine has no {name}: it has {here}. Choose auto.")
     return device
+
+
+def run_on(device, work):
+    """work(device); where the device has too little memory or lacks an operation, work(CPU), and the log says so.
+
+    device: a torch.device.
+    """
+    try:
+        return work(device)
+    except Exception as error:
+        short = is_out_of_memory(error)
+        if device.type == "cpu" or not (short or isinstance(error, NotImplementedError)):
+            raise
+        log.warning("%s %s: the CPU takes over.", device, "ran out of memory" if short else "lacks an operation")
+    import torch
+
+    # Out here the error no longer keeps what was on the device.
+    return work(torch.device("cpu"))
 
 
 def is_out_of_memory(error):

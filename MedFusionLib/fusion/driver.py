@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from threading import Lock
 
@@ -13,8 +12,6 @@ from ..errors import Cancelled, GeometryError, MethodError
 from ..volume import Volume, require_different, require_several, require_usable
 from . import registry
 from .units import Units
-
-log = logging.getLogger(__name__)
 
 BATCH_VOXELS = 2**20
 """Voxels a source that a batch of slices or a tile holds, at the most."""
@@ -67,15 +64,10 @@ def fuse(
     units = Units(sources)
     modalities = tuple(source.modality for source in sources)
     plane = None if mode == "volume" and 3 in info.dimensions and min(units.shape) > 1 else axis
-    try:
-        found = _run(info, units, modalities, sources[0], plane, chosen, progress, cancelled)
-    except Exception as error:
-        if chosen.type == "cpu" or not devices.is_out_of_memory(error):
-            raise
-        log.warning("%s ran out of memory: the CPU takes over.", chosen)
-        import torch
-
-        found = _run(info, units, modalities, sources[0], plane, torch.device("cpu"), progress, cancelled)
+    first = sources[0]
+    found = devices.run_on(
+        chosen, lambda device: _run(info, units, modalities, first, plane, device, progress, cancelled)
+    )
     return _result(info, sources, units.ranges, mode, axis, *found)
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from .. import device as devices
 from ..errors import Cancelled, MethodError, VolumeError
 from ..volume import require_usable, require_volume
 from .result import Grid, Registration
@@ -60,19 +61,13 @@ def register(
         return Registration("none", np.eye(4), None, Grid.of(fixed))
     from .search import search
 
+    chosen = devices.choose(device)
     with _one_thread():
-        registration = search(
-            fixed,
-            moving,
-            model,
-            device,
-            seed,
-            initial,
-            fixed_mask,
-            moving_mask,
-            similarity,
-            levels,
-            report,
+        registration = devices.run_on(
+            chosen,
+            lambda device: search(
+                fixed, moving, model, device, seed, initial, fixed_mask, moving_mask, similarity, levels, report
+            ),
         )
     report(1.0, "Registered")
     return registration

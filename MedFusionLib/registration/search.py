@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import expm, logm
 
-from .. import device as devices
 from .images import COUNTED, Image, mapped
 from .linear import RADIUS, Stage, refine
 from .quality import FARTHEST_ASTRAY, is_part, judge
@@ -39,8 +38,7 @@ LAST_TOLERANCE = 0.004
 
 
 def search(fixed, moving, model, device, seed, initial, fixed_mask, moving_mask, similarity, levels, report):
-    """`register` after its checks. report(fraction, message) and report.check() raise Cancelled."""
-    device = devices.choose(device)
+    """`register` after its checks, on a torch.device. report(fraction, message) and report.check() raise Cancelled."""
     report(0.0, "Preparing the scans")
     fixed_image = Image(fixed, levels, device, fixed_mask)
     report.check()

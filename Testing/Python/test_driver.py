@@ -325,6 +325,14 @@ def test_a_gpu_without_memory_hands_over_to_the_cpu(monkeypatch, caplog):
     # A device that every machine has and that is not the CPU stands for the GPU.
     monkeypatch.setattr(driver.devices, "choose", lambda name: torch.device("meta"))
     found = fuse(scans(), "maximum").volume.array
-    assert "the CPU takes over" in caplog.text
+    assert "ran out of memory: the CPU takes over" in caplog.text
     monkeypatch.undo()
     np.testing.assert_array_equal(found, fuse(scans(), "maximum", device="cpu").volume.array)
+
+
+def test_a_device_that_lacks_an_operation_hands_over_to_the_cpu(monkeypatch, caplog):
+    expected = fuse(scans(), "maximum", device="cpu").volume.array
+    # It cannot copy back, for want of any data.
+    monkeypatch.setattr(driver.devices, "choose", lambda name: torch.device("meta"))
+    np.testing.assert_array_equal(fuse(scans(), "maximum").volume.array, expected)
+    assert "meta lacks an operation: the CPU takes over" in caplog.text

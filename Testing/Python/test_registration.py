@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
+from MedFusionLib import device as devices
 from MedFusionLib import phantom
 from MedFusionLib.errors import Cancelled, FileError, GeometryError, MethodError, VolumeError
-from MedFusionLib.registration import Grid, Registration, register
+from MedFusionLib.registration import Grid, Registration, register, search
 from MedFusionLib.registration.images import mapped
 from MedFusionLib.registration.result import HEADER, read_matrix
 from MedFusionLib.volume import LPS, Volume
@@ -330,6 +332,22 @@ def test_the_view_of_a_scan_ends_where_its_voxels_do():
 def test_same_seed_same_matrix(head):
     first, second = (register(head.ct, head.pet, seed=5).matrix for _ in range(2))
     assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_gpu_without_memory_or_an_operation_hands_over_to_the_cpu(head, short, monkeypatch, caplog):
+    class Image(search.Image):
+        def __init__(self, volume, spacings, device, mask=None):
+            if short and device.type != "cpu":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            super().__init__(volume, spacings, device, mask)
+
+    expected = register(head.ct, head.pet, device="cpu").matrix
+    monkeypatch.setattr(search, "Image", Image)
+    # A device that every machine has and that is not the CPU stands for the GPU: it lacks what takes data back.
+    monkeypatch.setattr(devices, "choose", lambda name: torch.device("meta"))
+    np.testing.assert_array_equal(register(head.ct, head.pet).matrix, expected)
+    assert ("ran out of memory" if short else "lacks an operation") + ": the CPU takes over" in caplog.text
 
 
 def test_arrays_that_cannot_be_written_are_taken_without_a_warning():
