@@ -260,8 +260,13 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._watch()
         if self._parameterNode is not None:
             node = self._parameterNode.parameterNode
+
+            def remember(*observer):
+                self._followers.append(node.AddObserver(*observer))
+                return self._followers[-1]
+
             # Slicer forgets the observer by which widgets follow parameters: each visit to the panel would leave one.
-            parameterNode.AddObserver = lambda *observer: self._followers.append(node.AddObserver(*observer))
+            parameterNode.AddObserver = remember
             # Not by connectGui, which gives Slicer 5.10 no tag to disconnect by.
             self._parameterNodeGuiTag = parameterNode.connectParametersToGui(self._connected)
             del parameterNode.AddObserver
