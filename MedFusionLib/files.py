@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import logging
 import math
 import os
 import re
@@ -19,6 +20,8 @@ import SimpleITK as sitk
 from .errors import FileError, GeometryError, VolumeError
 from .normalize import looks_like_hu, peaks_at_air
 from .volume import FUNCTIONAL, LPS, MODALITIES, Volume, require_volume, sample
+
+log = logging.getLogger(__name__)
 
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that `write_volume` takes; of these `.nhdr` and `.mhd` have a second file for the voxels."""
@@ -303,6 +306,12 @@ def _from_file(path):
     array = sitk.GetArrayFromImage(image)
     if nifti and not _is_whole(nifti, reader, array):
         raise FileError(_damaged(path))
+    if nifti and {reader.GetMetaData("qform_code"), reader.GetMetaData("sform_code")} == {"0"}:
+        log.warning(
+            "A scan of %d x %d x %d voxels does not say how it lies in the patient (Analyze, or NIfTI without"
+            " orientation): left and right, front and back are guesses. Convert it from DICOM again.",
+            *array.shape[2::-1],
+        )
     # Its own alone: SimpleITK cannot look up the names of others that are no UTF-8.
     keys = [key for key in image.GetMetaDataKeys() if key.startswith(_METADATA)]
     try:

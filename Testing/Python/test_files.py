@@ -317,6 +317,23 @@ def test_slices_that_a_list_of_files_lacks_are_not_made_of_memory(tmp_path):
             read_volume(tmp_path / "v.mhd")
 
 
+def test_a_scan_that_does_not_say_how_it_lies_is_pointed_out(tmp_path, caplog):
+    """It is read as if the patient's front were at its back in what wrote it, as often as not."""
+    nibabel = pytest.importorskip("nibabel")
+    values = scan().array.transpose(2, 1, 0)
+    for image, name in ((nibabel.Nifti1Image(values, None), "v.nii.gz"), (nibabel.AnalyzeImage(values, None), "a.img")):
+        caplog.clear()
+        nibabel.save(image, tmp_path / name)
+        read_volume(tmp_path / name)
+        assert "9 x 7 x 5 voxels does not say how it lies in the patient" in caplog.text and name not in caplog.text
+    caplog.clear()
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "said.nii")
+    write_volume(scan(), tmp_path / "own.nii.gz")
+    for name in ("said.nii", "own.nii.gz"):
+        read_volume(tmp_path / name)
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("ending", (".nii", ".nii.gz"))
 def test_the_second_version_of_nifti_is_called_that(tmp_path, ending):
     nibabel = pytest.importorskip("nibabel")
