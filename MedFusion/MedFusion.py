@@ -195,8 +195,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self._offer)
         self._missing = install.missing()
-        if self._isShown():
-            self.initializeParameterNode()
+        # Not in enter() alone, which a panel in a window of its own never hears of.
+        self.initializeParameterNode()
 
     def cleanup(self):
         try:
@@ -242,8 +242,8 @@ class MedFusionWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                     setattr(self._parameterNode, name, None)
 
     def _isShown(self):
-        """Whether this module is the one that is shown: Slicer sets panels up also for scripts that ask for them."""
-        return getattr(self.parent, "isEntered", True)  # a parent that is no module's panel is all there is
+        """Whether this module is the one that is shown, or the panel is in a window of its own."""
+        return getattr(self.parent, "isEntered", True) or self.parent.visible
 
     def initializeParameterNode(self):
         if self.logic:

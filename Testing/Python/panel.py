@@ -18,13 +18,13 @@ def load_module():
     return Harness.load(ROOT / "MedFusion" / "MedFusion.py")
 
 
-def open_panel(module, shown=True):
+def open_panel(module, entered=True):
     """The module's panel, made as Slicer's module panel makes it: in a parent of its own."""
     import qt
     import slicer
 
     parent = slicer.qSlicerScriptedLoadableModuleWidget()
-    if shown:
+    if entered:
         parent.enter()
     parent.setLayout(qt.QVBoxLayout())
     parent.setMRMLScene(slicer.mrmlScene)

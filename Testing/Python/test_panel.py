@@ -822,24 +822,31 @@ def test_visits_to_the_panel_leave_nothing_behind(panel):
     assert kept() == 0
 
 
-def test_a_panel_that_is_not_shown_leaves_the_scene_alone(module):
-    """As one that a script asks for, and one whose scene is closed while another module is shown."""
+def test_a_panel_that_is_not_shown_leaves_the_scene_alone(panel):
+    """Also where the scene is closed while another module is shown."""
     import slicer
 
-    before = slicer.mrmlScene.GetNumberOfNodes()
-    panel = open_panel(module, shown=False)
+    panel.parent.exit()
+    panel.parent.hide()
+    panel.exit()
+    slicer.mrmlScene.Clear(0)
+    assert panel._parameterNode is None
+    panel.parent.enter()
+    slicer.mrmlScene.Clear(0)
+    assert panel._parameterNode is not None
+
+
+def test_a_panel_in_a_window_of_its_own(module, nodes):
+    """No module is entered then."""
+    import slicer
+
+    panel = open_panel(module, entered=False)
     try:
-        assert panel._parameterNode is None and slicer.mrmlScene.GetNumberOfNodes() == before
-        panel.parent.enter()
-        panel.enter()
-        assert panel.ui.reasonLabel.text
-        panel.exit()
-        panel.parent.exit()
+        panel.parent.show()
+        choose(panel, nodes[:2])
+        assert panel.ui.applyButton.enabled, panel.ui.reasonLabel.text
         slicer.mrmlScene.Clear(0)
-        assert panel._parameterNode is None
-        panel.parent.enter()
-        slicer.mrmlScene.Clear(0)
-        assert panel._parameterNode is not None
+        assert panel._parameterNode is not None and not panel.ui.applyButton.enabled
     finally:
         panel.cleanup()
 
@@ -850,11 +857,13 @@ def test_a_run_that_ends_while_another_module_is_shown(module, panel, nodes):
     panel._parameterNode.registration, panel._parameterNode.method = "none", "average"
     panel.ui.applyButton.click()
     panel.parent.exit()
+    panel.parent.hide()
     panel.exit()
     assert panel._parameterNode is not None
     wait(lambda: panel._run is None)
     assert panel._parameterNode is None
     assert "CT + MR" in module.MedFusionLogic().getParameterNode().summary
+    panel.parent.show()
     panel.parent.enter()
     panel.enter()
     assert "CT + MR" in panel.ui.summaryLabel.text and panel.ui.leanSlider.visible
