@@ -97,8 +97,8 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
             return row | {"state": "kept", "message": "; ".join(kept["messages"])} | kept["scores"]
         if (count := len(subject.sources)) not in (2, 3):
             raise FileError(
-                f"this subject has {count} scan{'s' * (count != 1)}: give two or three. What else lies in its"
-                " folder must go elsewhere, or a CSV file can name the scans."
+                f"this subject has {count} scan{'s' * (count != 1)}: give two or three, each a file or a folder with"
+                " one DICOM series. What else lies in its folder must go elsewhere, or a CSV file can name the scans."
             )
         results = {(folder / name).resolve() for name in NAMES}
         for path, _ in subject.sources:

@@ -569,7 +569,8 @@ def test_batch_says_what_a_subject_lacks(call, cohort):
     arguments = (cohort / "in", "--registration", "none", "--method", "average", "-o", cohort / "out")
     for state in ("done", "kept"):  # the second time from the report
         assert call("batch", *arguments)[0] == 1
-        assert "this subject has 1 scan: give two or three" in summary(cohort)["ben"]["message"]
+        said = summary(cohort)["ben"]["message"]
+        assert "this subject has 1 scan: give two or three, each a file or a folder with one DICOM series" in said
         assert summary(cohort)["cleo"]["state"] == state
         assert "does not say what it is" in summary(cohort)["cleo"]["message"]
         assert summary(cohort)["anna"]["message"] == ""
