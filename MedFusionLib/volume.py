@@ -121,7 +121,12 @@ class Volume:
         return self.affine[:3, :3] @ middle + self.affine[:3, 3]
 
     def with_array(self, array, **changes):
-        """The same geometry and meaning with other voxels (and `changes` of other fields)."""
+        """The same geometry and meaning with other voxels (and `changes` of other fields).
+
+        Where these are of another shape, the view is left behind: it is not theirs.
+        """
+        if np.shape(array)[:3] != self.array.shape[:3]:
+            changes = {"view": None} | changes
         return replace(self, array=array, **changes)
 
     def same_grid(self, other, tolerance=1e-3):

@@ -28,7 +28,12 @@ def scans():
     made = phantom.make(seed=5, spacing=1, rotation=0, translation=0)
     k = int(LEVEL * made.ct.size[2])
     volumes = [made.ct] + [register(made.ct, one, model="none").resample(one) for one in (made.mr, made.pet)]
-    ct, mr, pet = (volume.with_array(np.ascontiguousarray(volume.array[k : k + 1])) for volume in volumes)
+    ct, mr, pet = (
+        volume.with_array(
+            np.ascontiguousarray(volume.array[k : k + 1]), view=None if volume.view is None else volume.view[k : k + 1]
+        )
+        for volume in volumes
+    )
     return [("CT + MRI", (ct, mr)), ("PET + MRI", (pet, mr))]
 
 

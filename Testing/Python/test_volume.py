@@ -90,6 +90,8 @@ def test_the_view_is_a_mask_of_the_voxels():
     seen = np.ones((3, 4, 5), bool)
     assert volume(view=seen).view is seen
     assert volume(np.zeros((3, 4, 5, 3)), view=seen).view is seen
+    assert volume(view=seen).with_array(np.ones((3, 4, 5))).view is seen
+    assert volume(view=seen).with_array(np.ones((2, 4, 5))).view is None
     for view in (seen[1:], seen.astype(np.uint8), True):
         with pytest.raises(VolumeError, match="give a bool for each voxel"):
             volume(view=view)
