@@ -86,14 +86,18 @@ def _thin_axis(volume):
 def _frame(volume):
     """3x3: the directions, RAS, that a sheet takes for right, anterior and superior: the patient's, or those of a scan
     of few slices that are nearest to them."""
-    if _thin_axis(volume) is None:
+    thin = _thin_axis(volume)
+    if thin is None:
         return np.eye(3)
     nearest = [2 - volume.anatomical_axis(plane) for plane in ("sagittal", "coronal", "axial")]
     directions = (volume.affine[:3, :3] / volume.spacing)[:, nearest]
     directions = directions * np.copysign(1, np.diag(directions))
-    # A tilted gantry's are not at right angles: the nearest that are.
-    left, _, right = np.linalg.svd(directions)
-    return left @ right
+    # At right angles, also with a tilted gantry: the slices' own plane first.
+    order = sorted(range(3), key=lambda column: nearest[column] == 2 - thin)
+    square, signs = np.linalg.qr(directions[:, order])
+    frame = np.empty((3, 3))
+    frame[:, order] = square * np.sign(np.diag(signs))
+    return frame
 
 
 def _thinned(volume, apart):

@@ -86,9 +86,11 @@ def test_thick_slices_are_looked_at_one_by_one():
     np.testing.assert_allclose(place, (100, 90, 90), atol=5)
 
 
-@pytest.mark.parametrize(("slices", "tilt"), ((1, 0), (1, 0.05), (2, 0.4), (5, -0.4)))
+@pytest.mark.parametrize(
+    ("slices", "tilt", "gantry"), ((1, 0, 0), (1, 0.05, 0), (2, 0.4, 0), (5, -0.4, 0), (5, 0.1, 0.4))
+)
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_stack_of_few_slices_is_seen_in_its_own_plane(tmp_path, plane, slices, tilt):
+def test_a_stack_of_few_slices_is_seen_in_its_own_plane(tmp_path, plane, slices, tilt, gantry):
     """Cut in the patient's, a tilted one was a strip, and of a sagittal one came a sheet of 21,000 pixels' height."""
     right, down = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}[plane]
     through = 3 - right - down
@@ -96,6 +98,7 @@ def test_a_stack_of_few_slices_is_seen_in_its_own_plane(tmp_path, plane, slices,
     turn[np.ix_((right, through), (right, through))] = [[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]]
     grid = np.eye(4)
     grid[:3, :3] = turn[:, [right, down, through]] * (4, 4, 5)
+    grid[:3, 2] += gantry * grid[:3, 1]
     body = np.random.default_rng(0).uniform(80, 120, (slices, 60, 50)).astype(np.float32)
     body[:, 50:, 40:] = 255  # to the right (sagittal: in front), and in front or above
     scans = [Volume(values, grid, kind, display_range=(0, 255)) for values, kind in ((body, "CT"), (255 - body, "MR"))]
