@@ -71,9 +71,14 @@ class ctkCollapsibleButton(QWidget):
                 self._folding = False
 
     def eventFilter(self, child, event):
-        # As in CTK: what was hidden by the module stays hidden when the section unfolds.
+        # As in CTK: what the module hides stays hidden when the section unfolds, what it shows is shown only then.
         if event.type() in (QEvent.ShowToParent, QEvent.HideToParent) and not self._folding:
-            child.setProperty("visibilityToParent", event.type() == QEvent.ShowToParent)
+            shown = event.type() == QEvent.ShowToParent
+            child.setProperty("visibilityToParent", shown)
+            if shown and self._collapsed:
+                self._folding = True
+                child.hide()
+                self._folding = False
         return False
 
     def showEvent(self, event):

@@ -322,6 +322,19 @@ def test_scans_that_lay_apart_had_no_similarity_before(module, nodes):
     assert "nan" not in outcome.summary
 
 
+def test_a_result_comes_into_a_folded_section(panel, nodes):
+    """What it offers is there when the section is unfolded, and not before."""
+    panel.ui.resultSection.collapsed = True
+    choose(panel, nodes[:2])
+    panel._parameterNode.method = "average"
+    panel.ui.applyButton.click()
+    wait(lambda: panel._run is None)
+    offered = (panel.ui.leanSlider, panel.ui.checkCombo, panel.ui.scoresTable)
+    assert not any(widget.visible for widget in offered)
+    panel.ui.resultSection.collapsed = False
+    assert all(widget.visible for widget in offered)
+
+
 def test_a_method_without_weight_maps_offers_no_leaning(panel, nodes):
     choose(panel, nodes[:2])
     panel._parameterNode.registration, panel._parameterNode.method = "none", "laplacian"
