@@ -124,6 +124,8 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
         raise
     except MedFusionError as error:
         message = str(error)
+    except PermissionError as error:
+        message = _barred(error)
     except Exception as error:
         # Whatever it is, the other subjects have a right to their turn.
         log.debug("A subject failed.", exc_info=True)
@@ -191,7 +193,7 @@ def _subjects_of_table(path):
 
 
 def _barred(error):
-    """What an OSError about a folder comes to."""
+    """What an OSError about a file or folder comes to."""
     return f"{Path(error.filename).name!r} may not be read ({error.strerror}): check its permissions."
 
 

@@ -518,7 +518,7 @@ def test_places_that_may_not_be_looked_into_are_said(call, open_place):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
-@pytest.mark.parametrize("barred", ("in/ben", "bids/sub-ben", "bids/sub-ben/anat", "out/ben"))
+@pytest.mark.parametrize("barred", ("in/ben", "bids/sub-ben", "bids/sub-ben/anat", "out/ben", "tabled/ben"))
 def test_batch_goes_on_after_a_subject_whose_folder_may_not_be_looked_into(call, cohort, open_place, barred):
     """The whole batch stopped at its start; with a barred anat the subject was left out, or done without its MRI."""
     for name in ("anna", "ben", "cleo"):
@@ -527,7 +527,11 @@ def test_batch_goes_on_after_a_subject_whose_folder_may_not_be_looked_into(call,
             for path in (f"in/{name}/{file}.nrrd", f"bids/sub-{name}/{datatype}/sub-{name}_{kind}.nii.gz"):
                 (open_place / path).parent.mkdir(parents=True, exist_ok=True)
                 write_volume(scan, open_place / path)
-    data = open_place / ("bids" if barred.startswith("bids") else "in")
+    data = open_place / barred.partition("/")[0].replace("out", "in")
+    if barred == "tabled/ben":
+        (open_place / "in").rename(data)
+        data = data / "list.csv"
+        data.write_text("subject,CT,MR\n" + "".join(f"{n},{n}/ct.nrrd,{n}/t1.nrrd\n" for n in ("anna", "ben", "cleo")))
     arguments = ("batch", data, "--registration", "none", "--method", "average", "-o")
     assert call(*arguments, open_place / "before")[0] == 0  # imports what another user might not
     (open_place / "out" / "ben").mkdir(parents=True)
@@ -537,8 +541,8 @@ def test_batch_goes_on_after_a_subject_whose_folder_may_not_be_looked_into(call,
     assert code == 1 and "1 of 3 subjects failed" in err
     rows = summary(open_place).values()
     assert [row["state"] for row in rows] == ["done", "failed", "done"]
-    said = "cannot be written to 'ben'" if barred == "out/ben" else f"'{Path(barred).name}' may not be read"
-    assert said in list(rows)[1]["message"]
+    said = {"out/ben": "cannot be written to 'ben'", "tabled/ben": "'ct.nrrd' may not be read"}
+    assert said.get(barred, f"'{Path(barred).name}' may not be read") in list(rows)[1]["message"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
