@@ -92,7 +92,10 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
     try:
         if subject.problem:
             raise FileError(subject.problem)
-        mark = _fingerprint(subject, settings)
+        try:
+            mark = _fingerprint(subject, settings)
+        except PermissionError as error:
+            raise FileError(_barred(error)) from error
         if not again and (kept := _finished(folder, mark)) is not None:
             return row | {"state": "kept", "message": "; ".join(kept["messages"])} | kept["scores"]
         if (count := len(subject.sources)) not in (2, 3):
@@ -124,8 +127,6 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
         raise
     except MedFusionError as error:
         message = str(error)
-    except PermissionError as error:
-        message = _barred(error)
     except Exception as error:
         # Whatever it is, the other subjects have a right to their turn.
         log.debug("A subject failed.", exc_info=True)
