@@ -72,7 +72,8 @@ class ctkCollapsibleButton(QWidget):
 
     def eventFilter(self, child, event):
         # As in CTK: what the module hides stays hidden when the section unfolds, what it shows is shown only then.
-        if event.type() in (QEvent.ShowToParent, QEvent.HideToParent) and not self._folding:
+        asked = event.type() in (QEvent.ShowToParent, QEvent.HideToParent) and not self._folding
+        if asked and child is not self._button:
             shown = event.type() == QEvent.ShowToParent
             child.setProperty("visibilityToParent", shown)
             if shown and self._collapsed:

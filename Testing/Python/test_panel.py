@@ -331,6 +331,7 @@ def test_a_result_comes_into_a_folded_section(panel, nodes):
     wait(lambda: panel._run is None)
     offered = (panel.ui.leanSlider, panel.ui.checkCombo, panel.ui.scoresTable)
     assert not any(widget.visible for widget in offered)
+    assert panel.ui.outputSection._made._button.isVisible()  # the title of one that was folded all along
     panel.ui.resultSection.collapsed = False
     assert all(widget.visible for widget in offered)
 
