@@ -74,9 +74,9 @@ def install(consent=None, progress=None):
                 f"pip could not install {', '.join(lacking)} (exit code {error.returncode}): see Slicer's log for its"
                 " words, and check the network and the free disk space."
             ) from error
-        except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-            # Of the PyTorch extension, which imports what it has installed, or of Slicer: it is installing already, or
-            # finds no version of what an interrupted installation left.
+        except Exception as error:
+            # Of the PyTorch extension, which imports what it has installed and calls what Slicer says is going, or of
+            # Slicer: it is installing already, or finds no version of what an interrupted installation left.
             raise InstallError(
                 f"{', '.join(lacking)} could not be installed ({error}): restart Slicer and try again."
             ) from error

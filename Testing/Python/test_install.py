@@ -160,7 +160,12 @@ def test_what_an_interrupted_installation_left_is_missing_and_not_pinned(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("A non-blocking pip_install is already in progress."), TypeError("expected string")]
+    "error",
+    [
+        RuntimeError("A non-blocking pip_install is already in progress."),
+        TypeError("expected string"),
+        AttributeError("module 'slicer.util' has no attribute '_executePythonModule'"),
+    ],
 )
 def test_what_slicer_itself_stumbles_over_is_reported(monkeypatch, error):
     slicer = Slicer(monkeypatch, (5, 12))
