@@ -46,7 +46,7 @@ def display_range(volume):
     The volume's own `display_range` where it has one. Else CT in HU: `CT_WINDOW`; PET and SPECT: 0 to
     the 99.95th percentile (a small hot spot must not saturate); others: 0, or the 0.5th percentile where
     values go below zero, to the 99.8th percentile of what is neither background nor `FAR` beyond the rest. What is
-    filled in around a scan, a least value that many voxels have, and far below the others, does not count.
+    filled in around a scan does not count (`without_padding`).
 
     Raises VolumeError for a volume that is constant, not finite or not scalar.
     """
@@ -58,8 +58,8 @@ def display_range(volume):
     values = sample(volume.array, MAX_SAMPLES).astype(np.float64)
     low, high = float(volume.array.min()), float(volume.array.max())
     functional = volume.modality in FUNCTIONAL
-    if low < 0 and not functional:
-        values, low = _without_padding(values, low)
+    if not functional and (inside := without_padding(values)) is not values:
+        values, low = inside, float(inside.min())
     black = 0.0 if low >= 0 or functional else float(np.percentile(values, 0.5))
     most = float(np.percentile(values, 99.9))
     if not functional and most > black and high - black > FAR * (most - black):
@@ -71,15 +71,17 @@ def display_range(volume):
     return (black, white) if white > black else (low, high)
 
 
-def _without_padding(values, low):
-    """(those of some values, 1-D, that are no padding; the least of them). low: the least of all."""
+def without_padding(values):
+    """Those of a scan's values, 1-D, that are not filled in around it: a least value below zero that many voxels have,
+    and far below the others. The same array where there is none."""
+    low = values.min()
     inside = values[values > low]
-    if 16 <= inside.size < 0.99 * values.size:
+    if low < 0 and 16 <= inside.size < 0.99 * values.size:
         # Not the least of the rest: at the padding's border, resampling makes values of all levels between.
         least, most = np.percentile(inside, (5, 99.9))
         if least - low > (most - least) / 3:
-            return values[values >= least], float(least)
-    return values, low
+            return values[values >= least]
+    return values
 
 
 def to_unit(volume, out=None):
