@@ -35,6 +35,9 @@ LEAST_DOSE = 1e4
 MOST_HALF_LIVES = 10
 """Between injection and scan: of the dose a thousandth is left, and either time is wrong."""
 
+OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+"""Folders on every disk that users may not look into."""
+
 _HEADER = [
     "SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "ImageType",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient",
@@ -222,7 +225,8 @@ def _files(folder):
     would take it for an empty one, and what is left of its series for the whole."""
 
     def stop(error):
-        raise error
+        if Path(error.filename).name not in OF_THE_SYSTEM:
+            raise error
 
     return sorted(Path(place, name) for place, _, names in os.walk(folder, onerror=stop) for name in names)
 

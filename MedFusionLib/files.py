@@ -78,7 +78,8 @@ def read_volume(path, modality=None, units=None, name=None, *, series=None, labe
         else:
             volume = _from_file(path)
     except PermissionError as error:
-        raise FileError(f"{path.name!r} may not be read: check its permissions.") from error
+        barred = Path(error.filename or path)
+        raise FileError(f"{barred.name!r} may not be read: check its permissions.") from error
     said = modality or volume.modality
     if modality is None and volume.modality == "OT":
         modality = guess_modality(volume, path.name)
