@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import bids
 from .errors import Cancelled, FileError, MedFusionError
-from .files import read_volume, require_text
+from .files import OF_THE_SYSTEM, read_volume, require_text
 from .outputs import NAMES, REPORT, write_result, write_table
 from .pipeline import Request, require_settings, run
 from .volume import MODALITIES
@@ -199,7 +199,7 @@ def _barred(error):
 
 
 def _is_visible_folder(path):
-    return path.is_dir() and not path.name.startswith(".")
+    return path.is_dir() and not path.name.startswith(".") and path.name not in OF_THE_SYSTEM
 
 
 def _fingerprint(subject, settings):

@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import FileError, GeometryError, VolumeError
-from .files import require_text
+from .files import OF_THE_SYSTEM, require_text
 from .normalize import has_air_below
 from .volume import LPS, MODALITIES, Volume
 
@@ -34,9 +34,6 @@ LEAST_DOSE = 1e4
 
 MOST_HALF_LIVES = 10
 """Between injection and scan: of the dose a thousandth is left, and either time is wrong."""
-
-OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
-"""Folders on every disk that users may not look into."""
 
 _HEADER = [
     "SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "ImageType",

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that `write_volume` takes; of these `.nhdr` and `.mhd` have a second file for the voxels."""
 
+OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+"""Folders on every disk that users may not look into."""
+
 MAX_LABELS = 48
 """An integer image with no more different values than this is a segmentation, not a scan."""
 

@@ -532,6 +532,7 @@ def test_batch_goes_on_after_a_subject_whose_folder_may_not_be_looked_into(call,
         (open_place / "in").rename(data)
         data = data / "list.csv"
         data.write_text("subject,CT,MR\n" + "".join(f"{n},{n}/ct.nrrd,{n}/t1.nrrd\n" for n in ("anna", "ben", "cleo")))
+    (open_place / "in" / "lost+found").mkdir(parents=True, exist_ok=True)
     arguments = ("batch", data, "--registration", "none", "--method", "average", "-o")
     assert call(*arguments, open_place / "before")[0] == 0  # imports what another user might not
     (open_place / "out" / "ben").mkdir(parents=True)
