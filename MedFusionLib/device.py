@@ -50,12 +50,9 @@ def run_on(device, work):
 
 def is_out_of_memory(error):
     """Whether an exception says that a device or the machine ran out of memory."""
-    torch = sys.modules.get("torch")  # which is not imported for that: what has not been says nothing
-    if torch is None:
-        return isinstance(error, MemoryError)
+    torch = sys.modules.get("torch")  # which is not imported for that: what has not been has raised nothing
+    kinds = (MemoryError, torch.cuda.OutOfMemoryError) if torch else MemoryError
     text = str(error).lower()
-    return (
-        isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-        or "out of memory" in text
-        or "allocate memory" in text
-    )
+    # The last is how the loader of shared libraries says it.
+    said = "out of memory", "allocate memory", "failed to map segment"
+    return isinstance(error, kinds) or any(words in text for words in said)

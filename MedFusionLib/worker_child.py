@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 
+from .device import is_out_of_memory
 from .errors import Cancelled, DeviceError, MedFusionError
 from .exchange import Folder
 from .private_folder import is_orphaned
@@ -60,7 +61,7 @@ def _work(path, say):
     except Cancelled:
         return {"event": "cancelled"}
     except Exception as error:
-        if _out_of_memory(error):
+        if not isinstance(error, MedFusionError) and is_out_of_memory(error):
             error = DeviceError(
                 "There is not enough memory for these volumes: close other programs, crop the volumes or resample"
                 " them to larger voxels, or fuse slice by slice."
@@ -127,16 +128,6 @@ def _limit_memory(size):
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
-
-
-def _out_of_memory(error):
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, MedFusionError) or "torch" not in sys.modules:
-        return False
-    from .device import is_out_of_memory
-
-    return is_out_of_memory(error)
 
 
 if __name__ == "__main__":

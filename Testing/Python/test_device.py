@@ -1,0 +1,49 @@
+"""Code for GPUs, on a device that has memory of its own as they have and refuses what they refuse: no GPU is needed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from MedFusionLib.device import is_out_of_memory
+
+SCRIPT = Path(__file__).parents[1] / "Device" / "pretend.py"
+
+
+@pytest.mark.timeout(900)
+def test_everything_runs_on_a_device_with_memory_of_its_own(tmp_path):
+    """Registration, every fusion method and every training step, with the CPU's results."""
+    pytest.importorskip("nilearn", reason="the phantom needs nilearn: pip install .[test]")
+    if not shutil.which(os.environ.get("CXX", "c++")):
+        pytest.skip("no C++ compiler to build the device with")
+    # ninja lies beside the interpreter.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, env=os.environ | {"PATH": path}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+    assert {"rigid", "deformable", "medfusion, volume", "selector, slice", "train fwnet"} <= set(found)
+    assert done.stderr.count("pretend ran out of memory: the CPU takes over.") == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    (
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (OSError("[Errno 12] Cannot allocate memory"), True),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (RuntimeError("expected all tensors to be on the same device"), False),
+        (ImportError("No module named 'torch'"), False),
+    ),
+)
+def test_want_of_memory_is_told_from_other_errors(error, short):
+    assert is_out_of_memory(error) == short
