@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import VolumeError
+from ..normalize import without_padding
 
 SLAB = 2**20
 """Voxels converted to float32 at once, so that a full-size scan never exists as a float32 copy."""
@@ -241,12 +242,12 @@ def _sample(flat, counts, size, m, points, values, inside, slope):
 
 
 def _range(values):
-    """(low, high) between which a scan's values are told apart: without the outliers at both ends."""
+    """(low, high) between which a scan's values are told apart: without padding, and the outliers at both ends."""
     flat = values.reshape(-1)
     step = max(1, flat.numel() // 200_000)
     while math.gcd(step, values.shape[-1]) > max(1, values.shape[-1] // 4):
         step += 1  # or it would see few columns only, again and again
-    sample = flat[::step].cpu().numpy()
+    sample = without_padding(flat[::step].cpu().numpy())
     low, high = (float(x) for x in np.percentile(sample, (0.1, 99.8)))
     if not low < high:
         low, high = float(flat.min()), float(flat.max())

@@ -133,26 +133,28 @@ class Registration:
             and np.allclose(self.matrix, np.eye(4), atol=1e-12)
         ):
             return volume
+        from ..files import to_sitk
+
         background = AIR if not volume.is_vector and looks_like_hu(volume) else 0.0
-        array = self._resampled(volume.array, volume.affine, interpolation, background)
+        array = self._resampled(to_sitk(volume), interpolation, background)
         shown = np.ones(volume.array.shape[:3], np.uint8) if volume.view is None else volume.view.view(np.uint8)
-        view = self._resampled(shown, volume.affine, "nearest", 0).view(bool)
+        view = self._resampled(to_sitk(volume.with_array(shown)), "nearest", 0).view(bool)
         return volume.with_array(array, affine=self.fixed.affine, view=None if view.all() else view)
 
-    def _resampled(self, array, affine, interpolation, background):
-        """An array (K, J, I) or (K, J, I, 3) on a grid that lies as the moving one does, on the fixed grid."""
+    def _resampled(self, image, interpolation, background):
+        """Array (K, J, I) or (K, J, I, 3): a SimpleITK image, lying as the moving volume does, on the fixed grid."""
         import SimpleITK as sitk
 
         kind = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline, "nearest": sitk.sitkNearestNeighbor}
-        image = _to_sitk(array, affine)
         resampler = sitk.ResampleImageFilter()
         resampler.SetInterpolator(kind[interpolation])
         resampler.SetDefaultPixelValue(background)
-        out = np.empty(self.fixed.size[::-1] + array.shape[3:], sitk.GetArrayViewFromImage(image).dtype)
+        voxels = sitk.GetArrayViewFromImage(image)
+        out = np.empty(self.fixed.size[::-1] + voxels.shape[3:], voxels.dtype)
         # ITK cuts decimals off: whole numbers would lose half a unit on average.
         rounds = out.dtype.kind in "iu" and interpolation != "nearest"
         if rounds:
-            resampler.SetOutputPixelType(sitk.sitkVectorFloat64 if array.ndim == 4 else sitk.sitkFloat64)
+            resampler.SetOutputPixelType(sitk.sitkVectorFloat64 if out.ndim == 4 else sitk.sitkFloat64)
         else:
             resampler.SetOutputPixelType(image.GetPixelID())
         whole = self.displacement is None and not rounds
@@ -254,16 +256,3 @@ def _itk_geometry(affine, start=0):
     lps[:3, 3] += start * lps[:3, 2]
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return lps[:3, 3].tolist(), spacing.tolist(), (lps[:3, :3] / spacing).ravel().tolist()
-
-
-def _to_sitk(array, affine):
-    import SimpleITK as sitk
-
-    if array.dtype == np.float16:
-        array = array.astype(np.float32)
-    image = sitk.GetImageFromArray(array.astype(array.dtype.newbyteorder("="), copy=False), isVector=array.ndim == 4)
-    origin, spacing, direction = _itk_geometry(affine)
-    image.SetOrigin(origin)
-    image.SetSpacing(spacing)
-    image.SetDirection(direction)
-    return image
