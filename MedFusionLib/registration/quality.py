@@ -90,7 +90,12 @@ def measure(fixed, moving, matrix, displacement, seed, check=None, astray=None):
         values["jacobian"], values["folded"] = jacobian_range(displacement, check)
         if not displacement.same_grid(fixed.volume):
             fixed, moving, matrix = moving, fixed, np.linalg.inv(matrix)
-        values["after"], unsupported = _unsupported(fixed, moving, matrix, displacement, level, seed)
+        points = fixed.points(POINTS, seed + 101)
+        # Both of the same points: of others, those of the anatomy alone, it is another figure.
+        values["before"], values["after"] = (
+            _similarity(fixed, moving, level, points, places) for places in (points, _bent(displacement, points))
+        )
+        unsupported = _unsupported(fixed, moving, matrix, displacement, level, seed)
         missed = _way_back(fixed, moving, matrix, displacement, seed, check)
         values["back"] = float(missed.mean())
         # Either alone is high for many a right one: where no contrast shows a motion, or the way back is a vague one.
@@ -250,8 +255,8 @@ def _mirrored(fixed, target, matrix, check):
 
 
 def _unsupported(fixed, moving, matrix, displacement, level, seed):
-    """(NMI of the whole map, mm by which a deformation moves parts of the anatomy from where `matrix` alone has them
-    without making them fit better). Of the parts, a hundredth are moved further than that.
+    """mm by which a deformation moves parts of the anatomy from where `matrix` alone has them without making them fit
+    better. Of the parts, a hundredth are moved further than that.
 
     fixed, moving, matrix: in the displacement's sense. A part fits better where its points' share of the mutual
     information is higher: the logarithm of how much more often their pairs of values meet than by chance.
@@ -260,20 +265,12 @@ def _unsupported(fixed, moving, matrix, displacement, level, seed):
     points = _inside_anatomy(fixed, fixed.points(LOCAL_POINTS, seed + 303))
     straight = mapped(matrix, points)
     bent = _bent(displacement, points)
-
-    def values(level, places):
-        places = torch.tensor(places.T, dtype=torch.float32, device=fixed.device)
-        found, inside, _ = sample(level, level.to_index[:3], places)
-        return found, inside
-
     (one, inside), (there, inside_there), (before, inside_before) = (
-        values(*which) for which in ((grid, points), (other, bent), (other, straight))
+        _values(*which) for which in ((grid, points), (other, bent), (other, straight))
     )
-    inside = inside & inside_there & inside_before
-    nmi, _, _ = similarity(fixed_bins(one), there, inside)
-    inside = inside.cpu().numpy()
+    inside = (inside & inside_there & inside_before).cpu().numpy()
     if inside.sum() < 64:
-        return nmi, 0.0
+        return 0.0
     row, column, old = ((v.cpu().numpy() * (LOCAL_BINS - 0.001)).astype(int) for v in (one, there, before))
     joint = np.zeros((LOCAL_BINS, LOCAL_BINS))
     np.add.at(joint, (row[inside], column[inside]), 1.0)
@@ -292,11 +289,27 @@ def _unsupported(fixed, moving, matrix, displacement, level, seed):
     count = around(np.ones(len(points)))
     known = count > 0.5 * np.percentile(count, 95)
     if not known.any():
-        return nmi, 0.0
+        return 0.0
     better = (around(share[row, column] - share[row, old]) / count.clip(1e-3))[known]
     moved = (around(np.linalg.norm(bent - straight, axis=1)) / count.clip(1e-3))[known]
     moved = np.sort(np.where(better < LEAST_BETTER, moved, 0.0))
-    return nmi, float(moved[-1 - len(moved) // 100])
+    return float(moved[-1 - len(moved) // 100])
+
+
+def _similarity(fixed, moving, level, points, places):
+    """NMI of the fixed scan at RAS points (N, 3) and the moving one at their places."""
+    one, inside = _values(fixed.levels[level], points)
+    other, inside_other = _values(moving.levels[level], places)
+    inside &= inside_other
+    if moving.mask is not None:
+        inside &= torch.from_numpy(moving.mask.holds(places)).to(inside.device)
+    return similarity(fixed_bins(one), other, inside)[0]
+
+
+def _values(level, points):
+    """(values, bool whether they lie in the field of view) of a `Level` at RAS points (N, 3), tensors (N,)."""
+    points = torch.tensor(points.T, dtype=torch.float32, device=level.values.device)
+    return sample(level, level.to_index[:3], points)[:2]
 
 
 def _bent(displacement, points):

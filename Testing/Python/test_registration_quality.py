@@ -167,6 +167,13 @@ def test_a_false_bump_is_not_good(head, judged, straight, height, good):
     assert quality.folded == 0 and (quality.unsupported > 4) != good
 
 
+def test_the_similarity_of_a_deformation_is_that_of_a_matrix_that_does_the_same(head, judged, straight):
+    linear = judged(np.eye(4))
+    bent = judged(np.eye(4), head.ct.with_array(straight[0].astype(np.float32)))
+    assert bent.similarity_before == pytest.approx(linear.similarity_before, abs=1e-4)
+    assert bent.similarity_after == pytest.approx(linear.similarity_after, abs=1e-3)
+
+
 def test_a_folded_deformation_failed(head, judged, straight):
     field, places = straight
     inside = np.linalg.norm(places - (0, -12, 10), axis=-1) < 30
