@@ -123,6 +123,8 @@ def run(request, progress=None, cancelled=None):
 
         with steps("color", 0.9, 0.93):
             rgb = colorize(fusion.volume, functional, request.coloring)
+        if said := _colorless(functional, request.coloring.threshold):
+            messages.append(said)
     scores = {}
     if request.evaluate:
         from .metrics import QUICK, evaluate
@@ -227,6 +229,15 @@ def _plain(source):
             shown = f"{black:g} to {white:g} {source.units}".rstrip()
             return f"{source.title} is {shade} all over, as its display range is {shown}: give it one that fits."
     return None
+
+
+def _colorless(functional, threshold):
+    """What is to be said where no uptake reaches the threshold of the colours; else None."""
+    most = functional.array.max()
+    if threshold is None or most >= threshold:
+        return None
+    ends = f"{most:g} {functional.units}".rstrip()
+    return f"{functional.title} is not coloured anywhere: its values end at {ends}, below the threshold {threshold:g}."
 
 
 def _is_per_source(value):

@@ -137,6 +137,16 @@ def test_a_ct_goes_on_as_it_is_beyond_an_mri_of_a_few_slices(head):
     assert fused.same_grid(slab)
 
 
+@pytest.mark.parametrize("threshold", [None, 80, 81])
+def test_a_threshold_that_no_uptake_reaches_is_said(threshold):
+    pet = scan("p", modality="PT", units="SUV")
+    pet = pet.with_array(80 * pet.array / pet.array.max())
+    coloring = Coloring(threshold=threshold)
+    request = Request((scan("a"), pet), registration="none", method="average", evaluate=False, coloring=coloring)
+    said = "“p” is not coloured anywhere: its values end at 80 SUV, below the threshold 81."
+    assert run(request).messages == ((said,) if threshold == 81 else ())
+
+
 def test_files_and_volumes_give_the_same(tmp_path):
     pair = (scan("a"), scan("b"))
     for volume in pair:
