@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from ..errors import VolumeError
-from ..normalize import without_padding
+from ..normalize import looks_like_hu, without_padding
 
 SLAB = 2**20
 """Voxels converted to float32 at once, so that a full-size scan never exists as a float32 copy."""
 
 CHUNK = 2**14
 """Points sampled at once, on the CPU: what lies between stays small and in the cache."""
+
+LEAST_HU = -1024.0
+"""HU: what lies below is filled in."""
 
 COUNTED = 5_000
 """Points to see what share of a scan lies somewhere."""
@@ -67,7 +70,7 @@ class Image:
         self.volume = volume
         self.device = device
         finest, affine = _pooled(volume.array, volume.affine, spacings[0], device)
-        self.low, self.high = _range(finest)
+        self.low, self.high = _range(finest, looks_like_hu(volume))
         finest.sub_(self.low).div_(self.high - self.low).clamp_(0, 1)
         self.levels = [Level(finest, affine)]
         for spacing in spacings[1:]:
@@ -241,13 +244,15 @@ def _sample(flat, counts, size, m, points, values, inside, slope):
     torch.sub(b1, b0, out=slope[2])
 
 
-def _range(values):
+def _range(values, in_hu):
     """(low, high) between which a scan's values are told apart: without padding, and the outliers at both ends."""
     flat = values.reshape(-1)
     step = max(1, flat.numel() // 200_000)
     while math.gcd(step, values.shape[-1]) > max(1, values.shape[-1] // 4):
         step += 1  # or it would see few columns only, again and again
-    sample = without_padding(flat[::step].cpu().numpy())
+    sample = flat[::step].cpu().numpy()
+    # Air at one value, as of a CT that was denoised or resampled, is no padding.
+    sample = np.maximum(sample, LEAST_HU) if in_hu else without_padding(sample)
     low, high = (float(x) for x in np.percentile(sample, (0.1, 99.8)))
     if not low < high:
         low, high = float(flat.min()), float(flat.max())

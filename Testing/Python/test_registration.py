@@ -101,7 +101,7 @@ def test_the_range_of_a_large_scan_is_not_that_of_one_column():
     values = torch.zeros(100, 1000, 400)  # 200 times the sample: every 200th voxel is in one of two columns
     values[..., 100:300] = torch.linspace(1, 50, 200)
     values[..., [0, 200]] = 3
-    low, high = _range(values)
+    low, high = _range(values, False)
     assert low == 0 and 49 < high <= 50
 
 
@@ -138,6 +138,12 @@ def test_what_is_filled_in_around_a_scan_is_not_compared(head, modality, fill):
     registration = register(head.ct, padded)
     assert head.error(modality, registration.matrix) < 1
     assert registration.quality.verdict == "good"
+
+
+@pytest.mark.parametrize(("fill", "low"), [(-1000, -1000), (-3024, -1024), (-32768, -1024)])
+def test_air_of_one_value_is_compared_and_padding_of_a_ct_is_not(head, fill, low):
+    ct = head.ct.with_array(np.where(head.ct.array < -600, fill, head.ct.array).astype(np.float32))
+    assert search.Image(ct, (1.5,), torch.device("cpu")).low == low
 
 
 def test_a_slab_against_a_head(head):
