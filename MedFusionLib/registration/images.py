@@ -19,8 +19,8 @@ SLAB = 2**20
 CHUNK = 2**14
 """Points sampled at once, on the CPU: what lies between stays small and in the cache."""
 
-LEAST_HU = -1024.0
-"""HU: what lies below is filled in."""
+LEAST_HU = -1200.0
+"""HU: air has no less, noise included; what lies below is filled in."""
 
 COUNTED = 5_000
 """Points to see what share of a scan lies somewhere."""
