@@ -27,7 +27,8 @@ PACKAGE = __package__
 class Folder:
     """A folder that holds values under names.
 
-    mode: numpy's for the maps of what is loaded ("r" read-only, "c" writable without touching the file).
+    mode: numpy's for the maps of what is loaded ("r" read-only, "c" writable without touching the file); None:
+    nothing is mapped.
     """
 
     def __init__(self, path, mode="r"):

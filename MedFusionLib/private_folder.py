@@ -6,6 +6,7 @@ the child process watches it, and the next start sweeps what a machine that went
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -24,13 +25,15 @@ class PrivateFolder:
     """A new folder that only this user can read; `remove` it when done. Raises FileError if none can be made."""
 
     def __init__(self):
-        self.path = None
+        self.path = self._lock = None
         try:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
             self._lock = open(self.path / LOCK, "wb")  # noqa: SIM115 - held as long as the folder lives
             _lock(self._lock)
         except OSError as error:
             # A network folder may take files and no locks.
+            if self._lock is not None:
+                self._lock.close()
             if self.path is not None:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise FileError(
@@ -41,7 +44,21 @@ class PrivateFolder:
     def remove(self):
         """Give up the folder and all that is in it; more than once does no harm."""
         self._lock.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        clear(self.path)
+
+
+def clear(path):
+    """Remove a private folder, as far as that can be done now: Windows keeps a file that is open or mapped anywhere.
+
+    The file of the lock goes last, since by it `sweep` tells what has been left from what others have put there.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            if name != LOCK:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(path, name))
+        if os.listdir(path) in ([], [LOCK]):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def is_orphaned(path):
@@ -64,8 +81,10 @@ def sweep():
         except OSError:
             continue
         mine = not hasattr(os, "getuid") or state.st_uid == os.getuid()
-        if mine and time.time() - state.st_mtime > SETTLED and not path.is_symlink() and is_orphaned(path):
-            shutil.rmtree(path, ignore_errors=True)
+        settled = mine and time.time() - state.st_mtime > SETTLED and not path.is_symlink()
+        # Without the lock it is somebody's own: MedFusion-results, say, or MedFusion-main as archives unpack to.
+        if settled and (path / LOCK).is_file() and is_orphaned(path):
+            clear(path)
 
 
 if os.name == "nt":

@@ -68,7 +68,6 @@ class Job:
         self._outbox = queue.SimpleQueue()
         self._events = []
         self._outcome = None  # of the thread: a MedFusionError, or _DONE
-        self._result = None
         self._child = _Child(self._folder)
         # At the interpreter's end too, and where a job is simply forgotten.
         self._close = weakref.finalize(self, self._child.end_and_remove)
@@ -120,17 +119,17 @@ class Job:
         self.wait()
         if self._outcome is not _DONE:
             raise self._outcome
-        if self._result is None:
-            if not self._close.alive:
-                raise WorkerError("The job is closed and its result with it: ask for the result before closing.")
+        if not self._close.alive:
+            raise WorkerError("The job is closed and its result with it: ask for the result before closing.")
+        if self._child.result is None:
             try:
-                self._result = Folder(self._folder.path).load("result")
+                self._child.result = Folder(self._folder.path).load("result")
             except OSError as error:
                 raise WorkerError(
                     f"The result cannot be read from the temporary folder ({error.strerror}): run again, and let"
                     " nothing clear that folder away meanwhile."
                 ) from error
-        return self._result
+        return self._child.result
 
     def cancel(self):
         """Stop: softly at first, by ending the whole process tree after `GRACE` seconds. Returns at once."""
@@ -167,11 +166,12 @@ _DONE = object()
 
 
 class _Child:
-    """The process and its folder, shared by the job and its thread."""
+    """The process, its folder and what was loaded of it, shared by the job and its thread."""
 
     def __init__(self, folder):
         self.folder = folder
         self.process = None
+        self.result = None
         self.cancelled = threading.Event()
         self._gone = False
         self._lock = threading.Lock()
@@ -242,6 +242,7 @@ class _Child:
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE)
+        self.result = None  # Windows removes no file that is mapped
         self.folder.remove()
 
 
@@ -327,6 +328,8 @@ class _Privacy:
                 names.add(source.name)
             else:
                 names |= {os.fspath(source), Path(source).name, Path(source).stem}
+        # In messages a name may stand as Python writes it, with every backslash twice.
+        names |= {repr(name)[1:-1] for name in names}
         ordered = sorted((re.escape(name) for name in names if name), key=len, reverse=True)
         self._names = re.compile(rf"(?<!\w)(?:{'|'.join(ordered)})(?!\w)") if ordered else None
 
@@ -348,6 +351,8 @@ def _environment():
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     # No module may come from wherever Slicer was started; a crash in compiled code should say where.
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONFAULTHANDLER": "1"}
+    # Windows would have it write in an old alphabet: a name in it could not be told, and taken out.
+    environment["PYTHONIOENCODING"] = "utf-8"
     # OpenMP threads that spin between two loops take the processor from Slicer's drawing and from each other.
     for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
         environment.setdefault(name, value)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ import traceback
 from .device import is_out_of_memory
 from .errors import Cancelled, DeviceError, MedFusionError
 from .exchange import Folder
-from .private_folder import is_orphaned
+from .private_folder import clear, is_orphaned
 
 PATROL = 0.1
 """Seconds between two looks at the folder."""
@@ -47,7 +46,8 @@ def main(path):
 def _work(path, say):
     """Run the request; the event to say last."""
     try:
-        folder = Folder(path, mode="c")
+        # Windows could not clear away what is mapped, should the owner be gone; it spares no memory there either.
+        folder = Folder(path, mode=None if os.name == "nt" else "c")
         job = folder.load("request")
         _limit_memory(job["memory_limit"])
         logger = logging.getLogger(__package__)
@@ -113,7 +113,7 @@ def _patrol(path, ending):
         if is_orphaned(path):
             # The other thread may be writing a file there at this moment.
             for _ in range(5):
-                shutil.rmtree(path, ignore_errors=True)
+                clear(path)
                 if not os.path.exists(path):
                     break
                 time.sleep(PATROL)

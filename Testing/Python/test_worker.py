@@ -12,7 +12,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -329,6 +329,73 @@ def test_a_closed_job_has_no_result():
         job.result()
 
 
+@linux
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_what_ends_a_job_lets_go_of_its_files_first(forgotten):
+    """Windows removes no file that is mapped."""
+    shape = (32, 128, 128)
+    job = worker.start(quick(sources=(volume("CT", 1, shape), volume("PT", 2, shape))))
+    job.result()
+    folder, seen = job.folder, []
+
+    def remove(clear=job._folder.remove):
+        seen.append(maps_of("self", folder))
+        clear()
+
+    assert maps_of("self", folder)
+    job._folder.remove = remove
+    if forgotten:
+        del job
+    else:
+        job.close()
+    assert seen == [0]
+
+
+def maps_of(pid, folder):
+    """Count of the maps that a process has of files in a folder."""
+    return Path(f"/proc/{pid}/maps").read_text().count(f"{folder}/")
+
+
+@linux
+def test_a_child_on_windows_maps_nothing(tmp_path):
+    """Its owner gone, it could not clear away what it maps itself."""
+    stand_in = tmp_path / "windows.py"
+    stand_in.write_text(
+        "import os, sys\nfrom MedFusionLib import worker_child\n"
+        "class Windows:\n    name = 'nt'\n    __getattr__ = lambda self, name: getattr(os, name)\n"
+        "worker_child.os = Windows()\nworker_child.main(sys.argv[-1])\n"
+    )
+    path = tmp_path / "PythonLauncher"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
+    path.chmod(0o755)
+    with worker.start(endless()) as job:
+        working(job)
+        assert maps_of(job.pid, job.folder)
+    with worker.start(endless(), python=str(path)) as job:
+        working(job)
+        assert not maps_of(job.pid, job.folder)
+
+
+@posix
+def test_letters_of_an_old_alphabet_name_no_patient(tmp_path, monkeypatch):
+    """In which Python writes to pipes on Windows."""
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    says = "import sys; sys.exit('Jörg Wałęsa is no scan')"
+    path = tmp_path / "PythonLauncher"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{says}"\n', encoding="utf-8")
+    path.chmod(0o755)
+    request = quick(sources=(volume("CT", 1, name="Jörg Wałęsa"), volume("MR", 2)))
+    with worker.start(request, python=str(path)) as job, pytest.raises(WorkerError, match=r"\n<volume> is no scan"):
+        job.result()
+
+
+def test_paths_of_windows_name_no_patient():
+    scan = PureWindowsPath(r"D:\Scans of May\Jane Roe\ct.nii")
+    private = worker._Privacy(pipeline.Request((scan, volume("MR", 2))))
+    for said in (f"OSError: {str(scan)!r}", f"OSError: {scan}"):
+        assert private(said).replace("'", "") == "OSError: <volume>"
+
+
 PARENT = """
 import os, sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -410,6 +477,40 @@ def test_what_a_dead_machine_left_is_swept_and_nothing_else(temporary):
     assert not stale.exists()
     assert fresh.path.is_dir()
     fresh.remove()
+
+
+def test_folders_of_like_names_are_not_swept(temporary):
+    """As archives unpack to and people call their results."""
+    for name in ("MedFusion-main", "MedFusion-results"):
+        (temporary / name / "in").mkdir(parents=True)
+        (temporary / name / "fused.nrrd").write_bytes(b"x")
+        os.utime(temporary / name, (0, 0))
+    private_folder.sweep()
+    assert len(list(temporary.glob("*/fused.nrrd"))) == 2
+    for name in leftovers(temporary):
+        shutil.rmtree(temporary / name)
+
+
+def test_what_cannot_be_removed_yet_is_swept_later(temporary, monkeypatch):
+    """On Windows a file that is open or mapped."""
+    folder = private_folder.PrivateFolder()
+    for name in ("0.npy", "1.npy"):
+        (folder.path / name).write_bytes(b"x")
+    unlink = os.unlink
+
+    def refuse(path, **options):
+        if str(path).endswith("1.npy"):
+            raise PermissionError(errno.EACCES, "is being used by another process", path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    folder.remove()
+    assert sorted(path.name for path in folder.path.iterdir()) == ["1.npy", private_folder.LOCK]
+    monkeypatch.undo()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    os.utime(folder.path, (0, 0))
+    private_folder.sweep()
+    assert not folder.path.exists()
 
 
 @linux
