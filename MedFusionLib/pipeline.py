@@ -291,6 +291,7 @@ class _Steps:
 
     def __init__(self, progress, cancelled, seconds):
         self._progress, self.cancelled, self.seconds = progress, cancelled, seconds
+        self._furthest = 0.0
 
     def check(self):
         if self.cancelled and self.cancelled():
@@ -300,8 +301,10 @@ class _Steps:
         return _Step(self, name, start, stop)
 
     def report(self, fraction, message):
+        # What the CPU takes over from another device begins again.
+        self._furthest = max(self._furthest, fraction)
         if self._progress:
-            self._progress(fraction, message)
+            self._progress(self._furthest, message)
 
 
 class _Step:

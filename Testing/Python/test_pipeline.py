@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from MedFusionLib import device as devices
 from MedFusionLib import phantom
 from MedFusionLib.errors import (
     Cancelled,
@@ -16,6 +18,7 @@ from MedFusionLib.errors import (
     VolumeError,
 )
 from MedFusionLib.files import write_volume
+from MedFusionLib.fusion import registry
 from MedFusionLib.normalize import to_unit
 from MedFusionLib.pipeline import Coloring, Request, leaned, run
 from MedFusionLib.volume import Volume
@@ -92,6 +95,28 @@ def test_steps_are_timed_and_progress_rises_to_the_end(result, told):
     fractions = [fraction for fraction, _ in told]
     assert fractions == sorted(fractions) and fractions[0] >= 0 and fractions[-1] == 1
     assert len(told) > 10 and all(message for _, message in told)
+
+
+def test_progress_does_not_fall_back_where_the_cpu_takes_over(monkeypatch, caplog):
+    """It begins again."""
+
+    class Short:
+        halo, done = None, 0
+
+        def __call__(self, sources, modalities):
+            self.done += 1
+            if self.done > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return torch.zeros(len(sources), *sources.shape[2:]), None
+
+    load, told = registry.load, []
+    monkeypatch.setattr(registry, "load", lambda name, device: load(name, device) if device.type == "cpu" else Short())
+    # A device that every machine has and that is not the CPU stands for the GPU.
+    monkeypatch.setattr(devices, "choose", lambda name: torch.device("meta"))
+    request = Request((scan("one"), scan("two")), registration="none", method="average", mode="slice", evaluate=False)
+    run(request, lambda fraction, message: told.append(fraction))
+    assert "the CPU takes over" in caplog.text
+    assert told == sorted(told) and told[-1] == 1
 
 
 def test_scores_are_finite(result):
