@@ -371,4 +371,4 @@ def _whole(fixed, matrix, lattice, velocity, check):
         for n in torch.nonzero(by_k[k])[:, 0].tolist():
             plane.add_(field[:, n], alpha=float(by_k[k, n]))
         out[k] = plane.permute(1, 2, 0).cpu().numpy()
-    return volume.with_array(out, modality="OT", units="mm", display_range=None)
+    return volume.with_array(out, modality="OT", units="mm", display_range=None, view=None)
