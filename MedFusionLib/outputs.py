@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
@@ -36,8 +37,7 @@ def write_result(result, request, folder, more=None):
     from .registration import contact_sheet
 
     labels = label(result.sources)
-    earlier = _earlier(Path(folder))
-    with folder_beside(folder) as place:
+    with folder_beside(folder, _earlier(Path(folder))) as place:
         write_volume(result.fusion.volume, place / "fused.nrrd")
         if result.rgb is not None:
             write_volume(result.rgb, place / "color.nrrd")
@@ -53,8 +53,6 @@ def write_result(result, request, folder, more=None):
         names = sorted([*(file.name for file in place.iterdir()), REPORT])
         said = json.dumps(report(result, request) | {"files": names}, indent=2, allow_nan=False)
         (place / REPORT).write_text(said + "\n", encoding="utf-8")
-    for name in earlier - set(names):
-        (Path(folder) / name).unlink(missing_ok=True)
     return names
 
 
@@ -134,7 +132,9 @@ def write_table(path, rows):
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise FileError(f"{path.name!r} cannot be written ({error.strerror}): choose another place.") from error
+        raise FileError(
+            f"{path.name!r} cannot be written ({error.strerror}): close it in other programs, or choose another place."
+        ) from error
 
 
 def require_folder(folder):
@@ -150,9 +150,9 @@ def require_folder(folder):
 
 
 @contextlib.contextmanager
-def folder_beside(folder):
+def folder_beside(folder, earlier=()):
     """A new folder beside `folder`; what is in it at the end is moved there, `REPORT` last (an earlier one goes first).
-    Nothing stays on error."""
+    On error nothing of it stays, and all is there that was. earlier: names of files in `folder` that go."""
     folder = Path(folder)
     require_folder(folder)
     try:
@@ -164,14 +164,39 @@ def folder_beside(folder):
         try:
             yield Path(beside.name)
             folder.mkdir(exist_ok=True)
-            if (Path(beside.name) / REPORT).exists():
-                (folder / REPORT).unlink(missing_ok=True)
-            for file in sorted(Path(beside.name).iterdir(), key=lambda f: f.name == REPORT):
-                os.replace(file, folder / file.name)
+            _move(Path(beside.name), folder, earlier)
         except FileError:
             raise
         except OSError as error:
+            what = error.strerror or error
             raise FileError(
-                f"the results cannot be written to {folder.name!r} ({error.strerror or error}): free some space or"
-                " choose another place."
+                f"the results cannot be written to {folder.name!r}"
+                f" ({Path(error.filename).name}: {what}): close what other programs have open of them, free some space"
+                " or choose another place."
+                if error.filename
+                else f"the results cannot be written to {folder.name!r} ({what}): free some space or choose another"
+                " place."
             ) from error
+
+
+def _move(place, folder, earlier):
+    """Move the files of `place` to `folder`, for those of the same names and `earlier` ones: all of them, or none."""
+    new = sorted((file.name for file in place.iterdir()), key=lambda name: name == REPORT)
+    aside = place / "aside"
+    aside.mkdir()
+    try:
+        # At first out of the way: what another program has open, as a spreadsheet the scores, does not go on Windows.
+        for name in sorted({*earlier, *new}, key=lambda name: name != REPORT):
+            if (folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder / name, aside / name)
+        for name in new:
+            os.replace(place / name, folder / name)
+    except OSError:
+        for name in new:
+            if not (place / name).exists():
+                (folder / name).unlink()
+        for file in sorted(aside.iterdir(), key=lambda file: file.name == REPORT):
+            os.replace(file, folder / file.name)
+        raise

@@ -1,8 +1,12 @@
 """The files that people keep of a result: each is of the right volumes, and no other file is touched."""
 
 import csv
+import errno
 import json
 import math
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +82,43 @@ def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(FileError, match=r"'scores\.csv' cannot be written"):
         write_table(tmp_path / "scores.csv", [{"metric": "MI", "value": 1.5}])
     assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+
+
+def test_a_file_that_cannot_be_replaced_leaves_the_earlier_result_whole(done, tmp_path):
+    """On Windows one that another program has open, as a spreadsheet has the scores: here one that is a folder."""
+    result, request = done
+    write_result(result, request, tmp_path / "out")
+    (tmp_path / "out" / "scores.csv").unlink()
+    (tmp_path / "out" / "scores.csv").mkdir()
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.is_file()}
+    other = replace(result, rgb=None, fusion=replace(result.fusion, volume=result.sources[0]))
+    with pytest.raises(FileError, match=r"'out' \(scores.csv: Is a directory\): close what other programs have open"):
+        write_result(other, request, tmp_path / "out")
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.is_file()}
+    assert [file.name for file in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "scores.csv").is_dir()
+
+
+@pytest.mark.parametrize("name", ("old.png", "scores.csv"))
+def test_a_file_that_is_open_elsewhere_leaves_the_earlier_result_whole(done, tmp_path, monkeypatch, name):
+    """As Windows refuses to move it: old.png is of an earlier result alone."""
+    (tmp_path / "old.png").touch()
+    write_result(*done, tmp_path)
+    report = json.loads((tmp_path / REPORT).read_text())
+    (tmp_path / REPORT).write_text(json.dumps(report | {"files": [*report["files"], "old.png"]}))
+    (tmp_path / "old.png").touch()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    move = {function: getattr(os, function) for function in ("replace", "unlink")}
+
+    def refusing(function):
+        def refuse(path, *others, **options):
+            if Path(path) == tmp_path / name:
+                raise PermissionError(errno.EACCES, "is being used by another process", str(path))
+            return move[function](path, *others, **options)
+
+        return refuse
+
+    for function in move:
+        monkeypatch.setattr(os, function, refusing(function))
+    with pytest.raises(FileError, match=f"{name}: is being used by another process"):
+        write_result(*done, tmp_path)
+    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
