@@ -148,15 +148,16 @@ def _draw(axes, volume, plane, point, low, high, frame):
 
 
 def _letters(axes, letters):
-    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.04))
+    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.07))
     anchors = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
     for letter, (x, y), (ha, va) in zip(letters, places, anchors, strict=True):
-        _write(axes, x, y, letter, color="white", ha=ha, va=va)
+        # Large and bold: of a small one with an outline, which is not hinted, an L may lose its foot.
+        _write(axes, x, y, letter, color="white", ha=ha, va=va, fontsize=9, weight="bold")
 
 
 def _write(axes, x, y, text, **more):
-    """Small letters, to be read over bone too; x, y: 0..1 of the picture."""
+    """Small letters, to be read over bone too; x, y: 0..1 of the picture. more: of matplotlib's `text`."""
     from matplotlib.patheffects import withStroke
 
-    outline = [withStroke(linewidth=2, foreground="black")]
-    axes.text(x, y, text, fontsize=7, transform=axes.transAxes, path_effects=outline, **more)
+    more = {"fontsize": 7, "transform": axes.transAxes} | more
+    axes.text(x, y, text, path_effects=[withStroke(linewidth=2, foreground="black")], **more)

@@ -123,6 +123,21 @@ def test_letters_are_read_over_bone(tmp_path):
     assert (first[80:160, 8:40] < 100).sum() > 20
 
 
+@pytest.mark.parametrize("height", range(52, 58))
+def test_an_l_keeps_its_foot(tmp_path, height):
+    """Wherever it comes to lie: without it, it reads I."""
+    dark = np.random.default_rng(0).uniform(0, 10, (40, height, 40))
+    scans = [Volume(dark[::step], np.diag([4, 4, 4, 1]), "CT", display_range=(0, 1000)) for step in (1, -1)]
+    result = run(Request(tuple(scans), registration="none", method="average", evaluate=False))
+    write_contact_sheet(tmp_path / "sheet.png", result, [("axial", scans[0].center, "")])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
+    panel = sheet[66:, : sheet.shape[1] // 3 - 4]
+    middle = panel.shape[0] // 2
+    letter = panel[middle - 12 : middle + 12, -24:] > 128
+    rows, columns = (np.flatnonzero(letter.any(axis)) for axis in (1, 0))
+    assert np.ptp(columns) >= 0.4 * np.ptp(rows) > 0
+
+
 @pytest.mark.scene
 def test_the_scene_opens_in_slicer_s_mrml(shown):
     pytest.importorskip("slicer", reason="slicer-core is not installed")
