@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ def test_everything_runs_on_a_device_with_memory_of_its_own(tmp_path):
     pytest.importorskip("nilearn", reason="the phantom needs nilearn: pip install .[test]")
     if not shutil.which(os.environ.get("CXX", "c++")):
         pytest.skip("no C++ compiler to build the device with")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        pytest.skip("no headers of Python to build the device with (python3-dev on Debian)")
     # ninja lies beside the interpreter.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
