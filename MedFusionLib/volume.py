@@ -123,7 +123,8 @@ class Volume:
     def with_array(self, array, **changes):
         """The same geometry and meaning with other voxels (and `changes` of other fields).
 
-        Where these are of another shape, the view is left behind: it is not theirs.
+        Where these are of another shape, the view is left behind: it is not theirs. Those that are mirrored or turned
+        within the shape need theirs in `changes`.
         """
         if np.shape(array)[:3] != self.array.shape[:3]:
             changes = {"view": None} | changes
