@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import FileError, GeometryError, VolumeError
-from .files import OF_THE_SYSTEM, require_text
+from .files import OF_THE_SYSTEM, other_letters, require_text
 from .normalize import has_air_below
 from .volume import LPS, MODALITIES, Volume
 
@@ -408,6 +408,8 @@ def _pixels(frames, shape, label):
                 np.multiply(stacks[frame.file][frame.index], frame.slope, out=plane, casting="unsafe")
                 plane += np.float32(frame.intercept)
         except (RuntimeError, ValueError, IndexError) as error:
+            if letters := other_letters(frame.file):
+                raise FileError(f"the series {label} cannot be read: {letters}") from error
             raise FileError(
                 f"the series {label} has pixels that cannot be read (damaged, of another size, or an unusual"
                 " compression): export it again, uncompressed."

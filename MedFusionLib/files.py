@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -83,6 +84,13 @@ def read_volume(path, modality=None, units=None, name=None, *, series=None, labe
     except PermissionError as error:
         barred = Path(error.filename or path)
         raise FileError(f"{barred.name!r} may not be read: check its permissions.") from error
+    except FileError:
+        raise
+    except OSError as error:  # of a network, a disk, or a cloud that has the file
+        raise FileError(
+            f"{path.name!r} cannot be read ({error.strerror or error}): see that it opens elsewhere, or copy it to a"
+            " disk of this machine."
+        ) from error
     said = modality or volume.modality
     if modality is None and volume.modality == "OT":
         modality = guess_modality(volume, path.name)
@@ -122,6 +130,8 @@ def write_volume(volume, path):
     with written_beside(path) as partial, _quiet():
         try:
             sitk.WriteImage(image, str(partial), useCompression=ending != ".nii")
+            if not partial.exists():
+                raise RuntimeError  # written under another name, see `other_letters`
             # NIfTI's writer says nothing of a full disk.
             if ending in (".nii", ".nii.gz"):
                 header = sitk.ImageFileReader()
@@ -180,6 +190,20 @@ def require_text(path):
         pass
     except OSError as error:
         raise FileError(f"{Path(path).name!r} cannot be reached ({error.strerror}): check the path.") from error
+
+
+def is_same(path, other):
+    """Whether two paths are of one file, however written: the disks of Windows and macOS tell capitals from small
+    letters as little as a composed letter from a decomposed one."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # not there yet
+        return Path(path).resolve() == Path(other).resolve()
+
+
+def plain(name):
+    """A file's name as the disks of Windows and macOS compare names: see `is_same`."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def require_space(path, size):
@@ -369,11 +393,14 @@ def _parts_of_nifti(path):
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return path, path
     stem = re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-    beside = {file.name.lower(): file for file in path.parent.iterdir() if file.name.startswith(stem)}
-    return tuple(
-        next((beside[name] for name in (stem.lower() + ending, f"{stem.lower()}{ending}.gz") if name in beside), path)
-        for ending in (".hdr", ".img")
-    )
+    # Last, and so before others that only some disks take for the same, those that are written as `path` is.
+    files = sorted(path.parent.iterdir(), key=lambda file: file.name.startswith(stem))
+    beside = {plain(file.name): file for file in files}
+    parts = []
+    for ending in (".hdr", ".img"):
+        names = plain(stem + ending), plain(f"{stem}{ending}.gz")
+        parts.append(next((beside[name] for name in names if name in beside), path))
+    return tuple(parts)
 
 
 def _could_be_whole(parts, header):
@@ -490,6 +517,8 @@ def _why_not_read(path, said):
         start = file.read(4)
     if HEADER_2 in (int.from_bytes(start, "little"), int.from_bytes(start, "big")):
         return f"{path.name!r} is NIfTI-2, which MedFusion does not read: save it as NIfTI-1 or NRRD."
+    if letters := other_letters(path):
+        return f"{path.name!r} cannot be read: {letters}"
     unknown = "Unable to determine ImageIO" in said or "no suitable ImageIO" in said.lower()
     if unknown and path.suffix.lower() != ".img":
         return f"{path.name!r} is no image format that MedFusion reads: give NIfTI, NRRD, MetaImage or a DICOM folder."
@@ -505,13 +534,25 @@ def _damaged(path):
     return f"{path.name!r} cannot be read: it is damaged or cut short. Copy or export it again."
 
 
+def other_letters(path):
+    """What is to be said of a path that ITK may take for another one; "" where it cannot.
+
+    On Windows it reads the letters in the system's old alphabet.
+    """
+    if os.name != "nt" or str(Path(path).absolute()).isascii():
+        return ""
+    return (
+        "its path has letters other than A to Z, which ITK mistakes on Windows. Choose a folder and a name without"
+        " them, or switch on UTF-8 for all languages in Windows' region settings."
+    )
+
+
 def _why_not_written(path, partial):
-    free = os.statvfs(partial.parent) if hasattr(os, "statvfs") else None
-    full = free is not None and free.f_bavail * free.f_frsize < 2**20
+    full = shutil.disk_usage(partial.parent).free < 2**20
     return f"{path.name!r} cannot be written: " + (
         "the disk is full. Free some space."
         if full
-        else "check the disk's space, your quota and the folder's permissions."
+        else other_letters(path) or "check the disk's space, your quota and the folder's permissions."
     )
 
 

@@ -1,6 +1,7 @@
 """DICOM series: geometry, HU, SUV, and what no volume can be made of. One set is real, the others are written here."""
 
 import logging
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import BasicTextSRStorage, CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from MedFusionLib import read_volume
+from MedFusionLib import files, read_volume
 from MedFusionLib.dicom import suv_factor
 from MedFusionLib.errors import FileError, GeometryError, VolumeError
 from MedFusionLib.volume import LPS
@@ -527,3 +528,20 @@ def test_a_reconstructed_spect(tmp_path):
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"]
     save(dataset, stored, tmp_path / "recon" / "spect.dcm")
     np.testing.assert_array_equal(read_volume(tmp_path / "recon").array, stored)
+
+
+def test_letters_that_itk_mistakes_on_windows_are_said(tmp_path, monkeypatch):
+    """It takes the bytes of UTF-8 for letters of an old alphabet, and finds no file."""
+    write_series(tmp_path / "M\xfcller")
+
+    class Windows:
+        name = "nt"
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+    read = sitk.ReadImage
+    monkeypatch.setattr(files, "os", Windows())
+    monkeypatch.setattr(sitk, "ReadImage", lambda name, *options: read(name.encode().decode("cp1252"), *options))
+    with pytest.raises(FileError, match=r"“Head” cannot be read: its path has letters other than A to Z"):
+        read_volume(tmp_path / "M\xfcller")

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MedFusionLib import read_volume, write_volume
+from MedFusionLib import files, read_volume, write_volume
 from MedFusionLib.errors import FileError, GeometryError, MedFusionError, VolumeError
 from MedFusionLib.files import guess_modality, written_beside
 from MedFusionLib.volume import LPS, Volume
@@ -293,6 +294,67 @@ def test_nifti_of_two_files_is_as_one(tmp_path, name, packed):
 
 
 @pytest.mark.parametrize(
+    ("written", "listed"), (("SCAN", "scan"), ("Scan", "SCAN"), ("M\xfcller", "Mu\u0308ller")), ids=ascii
+)
+def test_nifti_of_two_files_by_another_way_to_write_its_name(tmp_path, monkeypatch, written, listed):
+    """The disks of Windows and macOS find it by all of these, and list it as it was first written."""
+    values = scan().array
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / f"{listed}.img"))
+    for ending in (".hdr", ".img"):
+        os.link(tmp_path / f"{listed}{ending}", tmp_path / f"{written}{ending}")
+    there = [tmp_path / f"{listed}{ending}" for ending in (".hdr", ".img")]
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(there))
+    for ending in (".hdr", ".img"):
+        np.testing.assert_array_equal(read_volume(tmp_path / f"{written}{ending}").array, values)
+
+
+def test_of_files_that_differ_in_capitals_each_is_its_own(tmp_path):
+    for n, name in enumerate(("scan", "Scan", "SCAN")):
+        sitk.WriteImage(sitk.GetImageFromArray(np.full((6, 7, 8 + n), n, np.float32)), str(tmp_path / f"{name}.img"))
+    for n, name in enumerate(("scan", "Scan", "SCAN")):
+        for ending in (".hdr", ".img"):
+            assert read_volume(tmp_path / f"{name}{ending}").array.shape == (6, 7, 8 + n)
+        (tmp_path / f"{name}.img").write_bytes(b"")
+        with pytest.raises(FileError, match="damaged"):
+            read_volume(tmp_path / f"{name}.hdr")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that is there and cannot be read")
+def test_a_disk_that_fails_is_said():
+    with pytest.raises(FileError, match=r"'mem' cannot be read \(Input/output error\)"):
+        read_volume("/proc/self/mem")
+
+
+def test_letters_that_itk_mistakes_on_windows_are_said(tmp_path, monkeypatch):
+    """It takes the bytes of UTF-8 for letters of an old alphabet: it finds no file, or writes one of another name."""
+    write_volume(scan(), tmp_path / "v.nrrd")
+    (tmp_path / "v.nrrd").rename(tmp_path / "M\xfcller.nrrd")
+
+    def mistaken(name):
+        return name.encode().decode("cp1252")
+
+    class Reader(sitk.ImageFileReader):
+        def SetFileName(self, name):
+            super().SetFileName(mistaken(name))
+
+    class Windows:
+        name = "nt"
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+    write = sitk.WriteImage
+    monkeypatch.setattr(files, "os", Windows())
+    monkeypatch.setattr(sitk, "ImageFileReader", Reader)
+    monkeypatch.setattr(sitk, "WriteImage", lambda image, name, **options: write(image, mistaken(name), **options))
+    with pytest.raises(FileError, match="cannot be read: its path has letters other than A to Z"):
+        read_volume(tmp_path / "M\xfcller.nrrd")
+    with pytest.raises(FileError, match="cannot be written: its path has letters other than A to Z"):
+        write_volume(scan(), tmp_path / "Jos\xe9.nrrd")
+    assert [file.name for file in tmp_path.iterdir()] == ["M\xfcller.nrrd"]
+
+
+@pytest.mark.parametrize(
     ("ending", "gone"), ((".mhd", ".zraw"), (".nhdr", ".raw.gz"), (".hdr", ".img"), (".img", ".hdr"))
 )
 def test_a_file_without_its_other_one_says_so(tmp_path, ending, gone):
@@ -438,6 +500,17 @@ def test_the_header_is_moved_into_place_after_its_voxels(tmp_path, monkeypatch, 
     monkeypatch.setattr(os, "replace", seen)
     write_volume(scan(), tmp_path / f"v{ending}")
     assert moved == [f"v{voxels}", f"v{ending}"]
+
+
+def test_a_full_disk_is_told_from_other_reasons_on_every_system(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError
+
+    monkeypatch.setattr(sitk, "WriteImage", fail)
+    for free, said in ((0, "the disk is full"), (2**40, "check the disk's space, your quota")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(free, 0, free))
+        with pytest.raises(FileError, match=f"'v.nrrd' cannot be written: {said}"):
+            write_volume(scan(), tmp_path / "v.nrrd")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
