@@ -161,7 +161,7 @@ def register(
 
         contact_sheet(*volumes, registration, picture)
     for file in filter(None, (output, transform, picture)):
-        out.print(f"wrote {file}", soft_wrap=True)
+        out.print(_plain(f"wrote {file}"), soft_wrap=True)
 
 
 @app.command()
@@ -203,12 +203,12 @@ def fuse(
     if weights and fusion.weights is None:
         raise MethodError(f"{method} has no weight maps: leave out --weights, or choose another method.")
     write_volume(fusion.volume, output)
-    out.print(f"wrote {output}", soft_wrap=True)
+    out.print(_plain(f"wrote {output}"), soft_wrap=True)
     if weights:
         with folder_beside(weights) as folder:
             for name, share in zip(label(volumes), fusion.weights, strict=True):
                 write_volume(share, folder / f"weight-{name}.nrrd")
-        out.print(f"wrote the weight maps to {weights}", soft_wrap=True)
+        out.print(_plain(f"wrote the weight maps to {weights}"), soft_wrap=True)
 
 
 @app.command()
@@ -235,7 +235,7 @@ def run(
 
     python -m MedFusionLib run ct.nii.gz t1.nii.gz pet.nii.gz -o results
 
-    python -m MedFusionLib run ct/ pet/ --series '' --series 'PET AC' -o results
+    python -m MedFusionLib run ct/ pet/ --series "" --series "PET AC" -o results
 
     python -m MedFusionLib run ct.nii pet.nii --threshold 2.5 -o results
     """
@@ -270,7 +270,7 @@ def run(
     _print_messages(result.messages)
     print_scores(result.scores)
     print_seconds(result.seconds)
-    out.print(f"wrote {', '.join(names)} to {output}", soft_wrap=True)
+    out.print(_plain(f"wrote {', '.join(names)} to {output}"), soft_wrap=True)
 
 
 @app.command()
@@ -314,7 +314,7 @@ def evaluate(
     print_scores(scores)
     if csv:
         write_table(csv, [*rows, {"slice": "volume" if mode == "volume" else "mean", **scores}])
-        out.print(f"wrote {csv}", soft_wrap=True)
+        out.print(_plain(f"wrote {csv}"), soft_wrap=True)
 
 
 @app.command()
@@ -408,7 +408,7 @@ def batch(
     for row in rows:
         table.add_row(*(_plain(str(row.get(column, ""))) for column in ("subject", "state", "seconds", "message")))
     out.print(table)
-    out.print(f"wrote {output / 'summary.csv'}", soft_wrap=True)
+    out.print(_plain(f"wrote {output / 'summary.csv'}"), soft_wrap=True)
     failed = sum(row["state"] == "failed" for row in rows)
     if failed:
         err.print(f"[red]Error:[/red] {failed} of {len(rows)} subjects failed.")
@@ -485,7 +485,7 @@ def train(
         for group, measures in training.scores.items()
     }
     out.print(_plain(markdown(rows)), soft_wrap=True)
-    out.print(f"wrote {training.weights} and {training.card}", soft_wrap=True)
+    out.print(_plain(f"wrote {training.weights} and {training.card}"), soft_wrap=True)
 
 
 @app.command()
@@ -578,9 +578,10 @@ def _read(paths, modality, series):
 
 
 def _keep_apart(inputs, *outputs):
-    known = {path.resolve() for path in inputs}
+    from .files import is_same
+
     for path in filter(None, outputs):
-        if path.resolve() in known:
+        if any(is_same(path, known) for known in inputs):
             raise FileError(f"{path.name!r} is one of the inputs: write to another file.")
 
 

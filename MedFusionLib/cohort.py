@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from dataclasses import asdict, dataclass, replace
 from glob import escape
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from . import bids
 from .errors import Cancelled, FileError, MedFusionError
-from .files import OF_THE_SYSTEM, read_volume, require_text
+from .files import OF_THE_SYSTEM, is_same, plain, read_volume, require_text
 from .outputs import NAMES, REPORT, write_result, write_table
 from .pipeline import Request, require_settings, run
 from .volume import MODALITIES
@@ -25,6 +26,12 @@ SUMMARY = "summary.csv"
 
 BESIDE = (".json", ".raw", ".zraw", ".raw.gz", ".hdr", ".bval", ".bvec", ".txt", ".csv", ".pdf", ".db", ".ini")
 """Endings of what lies beside scans and is none: second files of .mhd, .nhdr and .img, notes, what Windows leaves."""
+
+_NO_FOLDER = re.compile(
+    r"""[\\/:*?"<>|\x00-\x1f]|\.$|^(con|prn|aux|nul|(com|lpt)[0-9¹²³])\s*(\.|$)""",
+    re.IGNORECASE,
+)
+"""In names that cannot be folders on Windows, where results may go: a colon would lead to another disk."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,13 @@ def run_cohort(subjects, output, settings, again=False, progress=None, cancelled
     for n, subject in enumerate(subjects):
         part = _share(progress, n, len(subjects))
         rows.append(_run_subject(subject, output / subject.name, settings, again, part, cancelled))
-        write_table(output / SUMMARY, rows)
+        try:
+            write_table(output / SUMMARY, rows)
+        except FileError as error:
+            # Windows lets no one replace what a spreadsheet shows: there is time to close it until the last subject.
+            if n + 1 == len(subjects) or not (output / SUMMARY).is_file():
+                raise
+            log.warning("%s", error)
     return rows
 
 
@@ -103,9 +116,8 @@ def _run_subject(subject, folder, settings, again, progress, cancelled):
                 f"this subject has {count} scan{'s' * (count != 1)}: give two or three, each a file or a folder with"
                 " one DICOM series. What else lies in its folder must go elsewhere, or a CSV file can name the scans."
             )
-        results = {(folder / name).resolve() for name in NAMES}
         for path, _ in subject.sources:
-            if path.resolve() in results:
+            if any(is_same(path, folder / name) for name in NAMES):
                 raise FileError(f"{path.name!r} would be written over by the results: choose another folder for them.")
         volumes = [read_volume(path, modality) for path, modality in subject.sources]
         read = time.perf_counter() - began
@@ -184,11 +196,17 @@ def _subjects_of_table(path):
             )
         line += [""] * (len(titles) - len(line))
         name = line[titles.index("SUBJECT")]
-        if not name or name in (".", "..") or "/" in name or "\\" in name:
-            raise FileError(f"{path.name!r} has a subject {name!r}: use names that can be folders.")
-        if name in seen:
-            raise FileError(f"{path.name!r} has the subject {name!r} twice: use each name once.")
-        seen.add(name)
+        if not name or _NO_FOLDER.search(name):
+            raise FileError(
+                f"{path.name!r} has a subject {name!r}: use names that can be folders on every system, without"
+                ' \\ / : * ? " < > | and a dot at the end, and none of CON, NUL, COM1 and the like.'
+            )
+        if plain(name) in seen:
+            raise FileError(
+                f"{path.name!r} has the subject {name!r} twice: use each name once (to many disks capitals and small"
+                " letters are the same)."
+            )
+        seen.add(plain(name))
         subjects.append(Subject(name, tuple((path.parent / line[n], titles[n]) for n in used if line[n])))
     return subjects
 

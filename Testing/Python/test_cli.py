@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import SimpleITK as sitk
 
 from MedFusionLib import phantom, read_volume, write_volume
 from MedFusionLib.cli import main
+from MedFusionLib.cohort import find_subjects
 from MedFusionLib.errors import FileError
 from MedFusionLib.outputs import write_result
 from MedFusionLib.pipeline import Request, run
@@ -602,6 +605,35 @@ def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
     assert json.loads((cohort / "out" / "two" / "report.json").read_text())["reference"] == "CT"
 
 
+def test_names_that_windows_has_no_folders_for_are_few(call, cohort):
+    names = ("Conrad", "console", "p.1", "com", "com10", "a;b", "Ren\xe9 (2)")
+    lines = "".join(f'"{name}",anna/t1.nrrd,anna/ct.nrrd\n' for name in names)
+    (cohort / "in" / "list.csv").write_text(f"subject,MR,CT\n{lines}", encoding="utf-8")
+    assert [subject.name for subject in find_subjects(cohort / "in" / "list.csv")] == list(names)
+
+
+@pytest.mark.parametrize("closed", (True, False))
+def test_a_summary_that_is_open_in_a_spreadsheet_stops_no_batch(call, cohort, monkeypatch, closed):
+    """Windows lets no one replace it; it is written when it is closed, and where it stays open that is said."""
+    (cohort / "in" / "ben" / "t1.nrrd").write_bytes((cohort / "in" / "anna" / "t1.nrrd").read_bytes())
+    replace, tries = os.replace, []
+
+    def refuse(source, target):
+        if Path(target).name == "summary.csv":
+            tries.append(target)
+            if len(tries) == 2 or (len(tries) == 3 and not closed):
+                raise PermissionError(errno.EACCES, "is being used by another process", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    arguments = ("--registration", "none", "--method", "average", "-o", cohort / "out")
+    code, _, err = call("batch", cohort / "in", *arguments)
+    assert [(cohort / "out" / name / "report.json").is_file() for name in ("anna", "ben", "cleo")] == [True] * 3
+    assert code == (0 if closed else 1)
+    assert closed or "'summary.csv' cannot be written (is being used by another process): close it in other" in err
+    assert list(summary(cohort)) == (["anna", "ben", "cleo"] if closed else ["anna"])
+
+
 def test_batch_writes_no_result_over_a_scan(call, cohort):
     scan = cohort / "in" / "anna" / "fused.nrrd"
     (cohort / "in" / "anna" / "t1.nrrd").rename(scan)
@@ -611,6 +643,29 @@ def test_batch_writes_no_result_over_a_scan(call, cohort):
     code, out, _ = call("batch", cohort / "in" / "list.csv", *arguments)
     assert code == 1 and "would be written over" in " ".join(out.split())
     assert scan.read_bytes() == before
+    # Under a name that only some disks take for the same.
+    os.link(scan, cohort / "in" / "anna" / "Fused.nrrd")
+    (cohort / "in" / "list.csv").write_text("subject,CT,MR\nanna,anna/ct.nrrd,anna/Fused.nrrd\n")
+    code, out, _ = call("batch", cohort / "in" / "list.csv", *arguments)
+    assert code == 1 and "would be written over" in " ".join(out.split())
+
+
+def test_an_input_by_another_way_to_write_its_name_is_not_written_over(call, folder, tmp_path):
+    """As on the disks of Windows and macOS, where capitals make no other file."""
+    for name in ("ct.nii.gz", "t1.nii.gz"):
+        shutil.copy(folder / name, tmp_path)
+    os.link(tmp_path / "t1.nii.gz", tmp_path / "T1.nii.gz")
+    pair = (tmp_path / "ct.nii.gz", tmp_path / "t1.nii.gz")
+    code, _, err = call("fuse", *pair, "-o", tmp_path / "T1.nii.gz", "--method", "average")
+    assert code == 1 and "'T1.nii.gz' is one of the inputs" in err
+
+
+def test_names_with_brackets_are_written_as_they_are(call, cohort):
+    place = cohort / "results [old]" / "a[bold].nrrd"
+    place.parent.mkdir()
+    pair = (cohort / "in" / "anna" / "ct.nrrd", cohort / "in" / "anna" / "t1.nrrd")
+    _, out, _ = call("fuse", *pair, "-o", place, "--method", "average")
+    assert f"wrote {place}" in out
 
 
 @pytest.mark.parametrize("verb", ("run", "batch"))
@@ -715,12 +770,18 @@ def test_batch_does_again_what_is_no_longer_whole_or_of_other_weights(call, coho
         ("subject,first,second\na,b,c\n", "columns of paths named by modality"),
         ("subject,CT,MR\n../a,b,c\n", "use names that can be folders"),
         ("subject,CT,MR\na,b,c\na,b,c\n", "'a' twice"),
+        ("subject,CT,MR\np1,b,c\nP1,d,e\n", "'P1' twice"),
+        ("subject,CT,MR\nM\xfcller,b,c\nMu\u0308ller,d,e\n", "twice: use each name once"),
+        ("subject,CT,MR\np1,b,c\np1.,d,e\n", "use names that can be folders on every system"),
+        ("subject,CT,MR\nD:p1,b,c\n", "use names that can be folders on every system"),
+        ("subject,CT,MR\ncon,b,c\n", "use names that can be folders on every system"),
+        ("subject,CT,MR\nnul.1,b,c\n", "use names that can be folders on every system"),
         ("subject,CT,MR\n", "a line for each subject"),
         ("subject,CT,MR\nDoe, Jane,a,b\n", "put text that holds ',' in quotes"),
     ),
 )
 def test_tables_that_are_none_are_refused(call, tmp_path, table, said):
-    (tmp_path / "list.csv").write_text(table)
+    (tmp_path / "list.csv").write_text(table, encoding="utf-8")
     code, _, err = call("batch", tmp_path / "list.csv", "-o", tmp_path / "out")
     assert code == 1
     assert said in err
