@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ import time
 import traceback
 
 from .device import is_out_of_memory
-from .errors import Cancelled, DeviceError, MedFusionError
+from .errors import Cancelled, DeviceError, InstallError, MedFusionError
 from .exchange import Folder
 from .private_folder import clear, is_orphaned
 
@@ -66,9 +67,23 @@ def _work(path, say):
                 "There is not enough memory for these volumes: close other programs, crop the volumes or resample"
                 " them to larger voxels, or fuse slice by slice."
             )
+        elif _is_of_loading_torch(error):
+            library = re.search(r"[^\\/\s\"']+\.(?:dll|dylib|so)\b", str(error))
+            error = InstallError(
+                f"PyTorch is installed, but cannot be loaded ({library[0] if library else type(error).__name__}): on"
+                " Windows install Microsoft's Visual C++ Redistributable (aka.ms/vc14/vc_redist.x64.exe) first, else"
+                " install PyTorch again."
+            )
         elif not isinstance(error, MedFusionError):
             traceback.print_exc()
         return {"event": "error", "type": type(error).__name__, "message": str(error)}
+
+
+def _is_of_loading_torch(error):
+    """Whether torch is there and its libraries are not, or lack others that the system should have."""
+    if "torch" in sys.modules or not isinstance(error, (ImportError, OSError)):
+        return False
+    return any(frame.f_globals.get("__name__") == "torch" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _speaker():

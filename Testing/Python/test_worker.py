@@ -19,7 +19,7 @@ import pytest
 
 import MedFusionLib as mf
 from MedFusionLib import exchange, pipeline, private_folder, worker
-from MedFusionLib.errors import Cancelled, DeviceError, FileError, MethodError, VolumeError, WorkerError
+from MedFusionLib.errors import Cancelled, DeviceError, FileError, InstallError, MethodError, VolumeError, WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of Linux and macOS")
@@ -387,6 +387,18 @@ def test_letters_of_an_old_alphabet_name_no_patient(tmp_path, monkeypatch):
     request = quick(sources=(volume("CT", 1, name="Jörg Wałęsa"), volume("MR", 2)))
     with worker.start(request, python=str(path)) as job, pytest.raises(WorkerError, match=r"\n<volume> is no scan"):
         job.result()
+
+
+def test_a_torch_that_cannot_be_loaded_says_what_to_install(tmp_path, monkeypatch):
+    """As Windows tells of its own runtime that is missing or old."""
+    (tmp_path / "torch").mkdir()
+    said = r'[WinError 1114] A routine failed. Error loading "C:\Users\Jane\lib\c10.dll" or one of its dependencies.'
+    (tmp_path / "torch" / "__init__.py").write_text(f"raise OSError({said!r})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with worker.start(quick(registration="rigid")) as job:
+        with pytest.raises(InstallError, match=r"cannot be loaded \(c10\.dll\): on Windows install .* Redistributable"):
+            job.result()
+        assert job.state == "failed"
 
 
 def test_paths_of_windows_name_no_patient():
