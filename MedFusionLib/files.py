@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import unicodedata
@@ -172,10 +173,25 @@ def require_place(path):
     require_text(path)
     if not path.parent.is_dir():
         raise FileError(f"the folder of {path.name!r} does not exist: make it first.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    if not takes_files(path.parent):
         raise FileError(f"the folder of {path.name!r} may not be written to: choose another one.")
     if path.is_dir():
         raise FileError(f"{path.name!r} is a folder: name a file in it.")
+
+
+def takes_files(folder):
+    """Whether files can be put into a folder.
+
+    It is tried, and once: Windows' os.access knows of no access lists, and there `tempfile` (before Python 3.13) takes
+    a refusal for a name that is taken already, and tries others for hours.
+    """
+    trial = Path(folder) / f".medfusion-{secrets.token_hex(8)}"
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def require_text(path):
@@ -230,6 +246,7 @@ def written_beside(path):
     Other files that the writer puts next to it move along. When the body raises, nothing is left behind.
     """
     path = Path(path)
+    require_place(path)
     try:
         folder = tempfile.TemporaryDirectory(prefix=".medfusion-", dir=path.parent)
     except OSError as error:

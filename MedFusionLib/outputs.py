@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .errors import FileError
-from .files import WRITABLE, require_text, write_volume
+from .files import WRITABLE, require_text, takes_files, write_volume
 from .normalize import display_range
 
 REPORT = "report.json"
@@ -145,7 +145,7 @@ def require_folder(folder):
     if folder.name.lower().endswith(WRITABLE) and not folder.exists():
         raise FileError(f"{folder.name!r} is a file's name, and the results are several: name a folder.")
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir() or not takes_files(there):
         raise FileError(f"{folder.name!r} cannot be written: {there.name!r} is no folder you may write to.")
 
 

@@ -1,11 +1,13 @@
 """Files: what is written comes back, geometry and meaning included; what cannot be read is refused in plain words."""
 
+import errno
 import gzip
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import SimpleITK as sitk
 from MedFusionLib import files, read_volume, write_volume
 from MedFusionLib.errors import FileError, GeometryError, MedFusionError, VolumeError
 from MedFusionLib.files import guess_modality, written_beside
+from MedFusionLib.outputs import require_folder
 from MedFusionLib.volume import LPS, Volume
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -477,6 +480,36 @@ def test_unknown_endings_and_folders_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileError, match=r"folder of 'v\.nrrd' does not exist"):
         write_volume(scan(), tmp_path / "no" / "v.nrrd")
+
+
+def test_a_folder_of_windows_that_may_not_be_written_to_is_tried_once(tmp_path, monkeypatch):
+    """os.access says that it may, and `tempfile` goes on to another name two thousand million times."""
+    tried = []
+
+    def refuse(path, *mode):
+        tried.append(path)
+        raise PermissionError(errno.EACCES, "Access is denied", str(path))
+
+    class Windows:
+        name = "nt"
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+    monkeypatch.setattr(tempfile, "_os", Windows())
+    monkeypatch.setattr(tempfile, "TMP_MAX", 100)
+    monkeypatch.setattr(os, "mkdir", refuse)
+    places = (
+        lambda: write_volume(scan(), tmp_path / "v.nrrd"),
+        lambda: files.require_place(tmp_path / "v.nrrd"),
+        lambda: require_folder(tmp_path / "out"),
+        lambda: written_beside(tmp_path / "v.nrrd").__enter__(),
+    )
+    for place in places:
+        tried.clear()
+        with pytest.raises(FileError, match="written"):
+            place()
+        assert len(tried) == 1
 
 
 def test_a_failed_write_leaves_the_file_that_was_there(tmp_path, monkeypatch):
