@@ -545,7 +545,7 @@ def test_batch_goes_on_after_a_subject_whose_folder_may_not_be_looked_into(call,
     assert code == 1 and "1 of 3 subjects failed" in err
     rows = summary(open_place).values()
     assert [row["state"] for row in rows] == ["done", "failed", "done"]
-    said = {"out/ben": "cannot be written to 'ben'", "tabled/ben": "'ct.nrrd' may not be read"}
+    said = {"out/ben": "'ben' is no folder you may write to", "tabled/ben": "'ct.nrrd' may not be read"}
     assert said.get(barred, f"'{Path(barred).name}' may not be read") in list(rows)[1]["message"]
 
 
