@@ -72,11 +72,11 @@ def display_range(volume):
 
 
 def without_padding(values):
-    """Those of a scan's values, 1-D, that are not filled in around it: a least value below zero that many voxels have,
-    and far below the others. The same array where there is none."""
+    """Those of a scan's values, 1-D, that are not filled in around it: a least value below zero, and far below the others,
+    that 16 voxels have, and one in a thousand. The same array where there is none."""
     low = values.min()
     inside = values[values > low]
-    if low < 0 and 16 <= inside.size < 0.99 * values.size:
+    if low < 0 and inside.size >= 16 and values.size - inside.size >= max(16, values.size / 1000):
         # Not the least of the rest: at the padding's border, resampling makes values of all levels between.
         least, most = np.percentile(inside, (5, 99.9))
         if least - low > (most - least) / 3:

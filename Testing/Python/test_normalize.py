@@ -31,12 +31,16 @@ def test_ct_in_hu_has_one_fixed_window():
     assert not looks_like_hu(volume(hu, "CT", "mg/mL"))
 
 
+@pytest.mark.parametrize("share", ("sides", "edge"))
 @pytest.mark.parametrize("fill", (-2000, -3024, -32768))
-def test_padding_around_a_scan_is_not_its_air(fill):
+def test_padding_around_a_scan_is_not_its_air(fill, share):
     """Stored values of a CT, air at 0, were taken for HU by it: the whole head was white. An MRI was, for its black."""
     stored = head(1040) + RNG.normal(20, 5, (20, 24, 26))
     outside = np.zeros(stored.shape, bool)
-    outside[:, :2] = outside[:, :, -2:] = True
+    if share == "sides":
+        outside[:, :2] = outside[:, :, -2:] = True
+    else:  # six voxels in a thousand
+        outside[:, :2, -2:] = True
     for modality in ("CT", "MR"):
         padded = volume(np.where(outside, fill, stored), modality)
         assert not looks_like_hu(padded)
