@@ -72,7 +72,7 @@ def display_range(volume):
 
 
 def without_padding(values):
-    """Those of a scan's values, 1-D, that are not filled in around it: a least value below zero, and far below the others,
+    """Those of a scan's values, 1-D, that are not filled in around it: a least value below zero, far below the others,
     that 16 voxels have, and one in a thousand. The same array where there is none."""
     low = values.min()
     inside = values[values > low]
