@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import locale
 import logging
 import math
 import os
@@ -575,10 +576,14 @@ def _why_not_written(path, partial):
 
 @contextlib.contextmanager
 def _quiet():
-    """ITK prints its warnings, file paths included, straight to standard error: not in anybody's log."""
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    """ITK prints its warnings, file paths included, straight to standard error: not in anybody's log. And where Qt, or
+    whatever else is in this process, has set a decimal comma, its NRRD has numbers that none can read, and reads none.
+    """
+    before, point = sitk.ProcessObject.GetGlobalWarningDisplay(), locale.setlocale(locale.LC_NUMERIC)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    locale.setlocale(locale.LC_NUMERIC, "C")
     try:
         yield
     finally:
+        locale.setlocale(locale.LC_NUMERIC, point)
         sitk.ProcessObject.SetGlobalWarningDisplay(before)

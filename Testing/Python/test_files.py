@@ -482,6 +482,29 @@ def test_unknown_endings_and_folders_are_refused(tmp_path):
         write_volume(scan(), tmp_path / "no" / "v.nrrd")
 
 
+@pytest.mark.parametrize("ending", files.WRITABLE)
+def test_a_decimal_comma_of_the_process_changes_no_file(tmp_path, ending):
+    """Qt sets the one of the user's language, as of German, on Linux and macOS."""
+    compiled = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
+    if not shutil.which("localedef") or subprocess.run(compiled, capture_output=True, check=False).returncode:
+        pytest.skip("this machine cannot make a locale with a decimal comma")
+    volume = scan(grid=np.diag([1.25, 0.75, 2.5, 1]))
+    write_volume(volume, tmp_path / f"point{ending}")
+    code = f"""
+import locale
+from MedFusionLib import read_volume, write_volume
+locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+write_volume(read_volume({str(tmp_path / f"point{ending}")!r}), {str(tmp_path / f"comma{ending}")!r})
+print(locale.localeconv()["decimal_point"])
+"""
+    options = {"cwd": Path(__file__).resolve().parents[2], "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"LOCPATH": str(tmp_path)}, **options)
+    assert done.stdout == ",\n", done.stderr
+    again = read_volume(tmp_path / f"comma{ending}")
+    np.testing.assert_array_equal(again.array, volume.array)
+    np.testing.assert_allclose(again.affine, volume.affine, atol=1e-5)
+
+
 def test_a_folder_of_windows_that_may_not_be_written_to_is_tried_once(tmp_path, monkeypatch):
     """os.access says that it may, and `tempfile` goes on to another name two thousand million times."""
     tried = []
