@@ -383,9 +383,9 @@ def batch(
 
     require_folder(output)
     require_text(cohort)
-    inside = cohort.is_dir() and output.resolve().is_relative_to(cohort.resolve())
+    inside = cohort.is_dir() and _is_inside(output, cohort)
     # BIDS keeps what was made of a dataset in its derivatives.
-    derived = inside and output.resolve().is_relative_to((cohort / "derivatives").resolve()) and bids.scans(cohort)
+    derived = inside and _is_inside(output, cohort / "derivatives") and bids.scans(cohort)
     if inside and not derived:
         raise FileError(f"{output.name!r} lies in the cohort's folder: results there would be taken for scans.")
 
@@ -583,6 +583,13 @@ def _keep_apart(inputs, *outputs):
     for path in filter(None, outputs):
         if any(is_same(path, known) for known in inputs):
             raise FileError(f"{path.name!r} is one of the inputs: write to another file.")
+
+
+def _is_inside(path, folder):
+    from .files import is_same
+
+    path = path.resolve()
+    return any(is_same(place, folder) for place in (path, *path.parents))
 
 
 def _judge(registration, strict):

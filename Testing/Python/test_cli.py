@@ -605,6 +605,18 @@ def test_batch_takes_a_table_and_the_reference_is_the_ct(call, cohort):
     assert json.loads((cohort / "out" / "two" / "report.json").read_text())["reference"] == "CT"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="gives a folder a second name")
+def test_a_cohorts_folder_by_another_way_to_write_its_name_takes_no_results(cohort):
+    """As on the disks of Windows and macOS, where capitals make no other folder."""
+    (cohort / "In").mkdir()
+    verb = f"'{sys.executable}' -m MedFusionLib batch '{cohort}/in' -o '{cohort}/In/results'"
+    shell = f"mount --bind '{cohort}/in' '{cohort}/In' && {verb}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"this machine lets no test mount a folder: {done.stderr.strip()}")
+    assert "'results' lies in the cohort's folder" in " ".join(done.stderr.split())
+
+
 def test_names_that_windows_has_no_folders_for_are_few(call, cohort):
     names = ("Conrad", "console", "p.1", "com", "com10", "a;b", "Ren\xe9 (2)")
     lines = "".join(f'"{name}",anna/t1.nrrd,anna/ct.nrrd\n' for name in names)
