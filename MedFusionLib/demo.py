@@ -50,7 +50,7 @@ def run_demo(subject, output, method, device, seed, bar):
 
     with console.status("Writing"):
         names = write_result(result, request, output, more)
-    console.print(f"wrote to {output}: {', '.join(names)}", soft_wrap=True)
+    console.print(f"wrote to {output}: {', '.join(names)}", soft_wrap=True, markup=False)
     wrong = [f"{name} is {off:.2f} mm off" for name, off in errors.items() if off > TOLERANCE[name]]
     if wrong:
         raise MedFusionError(f"the phantom's registration is not as good as it should be: {', '.join(wrong)}.")

@@ -9,6 +9,16 @@ from .errors import DeviceError
 
 log = logging.getLogger(__name__)
 
+SHORT = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "paging file is too small",
+    "failed to map segment",
+)
+"""How torch, the systems (the fourth is Windows', whose number 1455 goes by other words in other languages) and loaders
+of shared libraries (the last) say that there is too little memory."""
+
 
 def choose(name="auto"):
     """torch.device for "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps".
@@ -39,7 +49,7 @@ def run_on(device, work):
         return work(device)
     except Exception as error:
         short = is_out_of_memory(error)
-        if device.type == "cpu" or not (short or isinstance(error, NotImplementedError)):
+        if device.type == "cpu" or not (short or _is_lacking(device, error)):
             raise
         log.warning("%s %s: the CPU takes over.", device, "ran out of memory" if short else "lacks an operation")
     import torch
@@ -48,11 +58,16 @@ def run_on(device, work):
     return work(torch.device("cpu"))
 
 
+def _is_lacking(device, error):
+    """Whether a device cannot do what it was asked: Apple's say so by errors of several kinds."""
+    if device.type == "mps" and isinstance(error, RuntimeError | TypeError) and "MPS" in str(error):
+        return True
+    return isinstance(error, NotImplementedError)
+
+
 def is_out_of_memory(error):
     """Whether an exception says that a device or the machine ran out of memory."""
     torch = sys.modules.get("torch")  # which is not imported for that: what has not been has raised nothing
     kinds = (MemoryError, torch.cuda.OutOfMemoryError) if torch else MemoryError
     text = str(error).lower()
-    # The last is how the loader of shared libraries says it.
-    said = "out of memory", "allocate memory", "failed to map segment"
-    return isinstance(error, kinds) or any(words in text for words in said)
+    return isinstance(error, kinds) or any(words in text for words in SHORT) or getattr(error, "winerror", 0) == 1455

@@ -34,7 +34,7 @@ from .volume import Volume
 GRACE = 0.5
 """Seconds between the polite request to stop and the end of the process tree."""
 
-LAST_LINES = 12
+LAST_LINES = 20
 """Lines of the child's standard error that a crash report quotes."""
 
 

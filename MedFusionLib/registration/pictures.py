@@ -160,10 +160,13 @@ def _joined(pictures, axis):
 def _write_png(picture, path):
     import SimpleITK as sitk
 
+    from ..files import other_letters
+
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medfusion-") as folder:
             partial = os.path.join(folder, "sheet.png")
             sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), partial)
             os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        raise FileError(f"the picture {path.name!r} cannot be written: check folder, space and rights.") from error
+        do = other_letters(path) or "check folder, space and rights."
+        raise FileError(f"the picture {path.name!r} cannot be written: {do}") from error

@@ -183,7 +183,7 @@ class Registration:
         """
         import SimpleITK as sitk
 
-        from ..files import require_space
+        from ..files import other_letters, require_space
 
         path = Path(path)
         require_transform(path, self.model)
@@ -195,9 +195,8 @@ class Registration:
                 sitk.WriteTransform(self._itk_transform(0, self.fixed.size[2]), partial)
                 os.replace(partial, path)
         except (OSError, RuntimeError) as error:
-            raise FileError(
-                f"the transform {path.name!r} cannot be written: check folder, space and rights."
-            ) from error
+            do = other_letters(path) or "check folder, space and rights."
+            raise FileError(f"the transform {path.name!r} cannot be written: {do}") from error
 
     def _itk_transform(self, start, stop):
         """The fixed -> moving map as ITK has it, for slices `start` to `stop` of the fixed grid."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from MedFusionLib.device import is_out_of_memory
+from MedFusionLib.device import is_out_of_memory, run_on
 
 SCRIPT = Path(__file__).parents[1] / "Device" / "pretend.py"
 
@@ -43,6 +43,8 @@ def test_everything_runs_on_a_device_with_memory_of_its_own(tmp_path):
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("MPS backend out of memory"), True),
         (OSError("[Errno 12] Cannot allocate memory"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 31850496000 bytes."), True),
+        (OSError("[WinError 1455] The paging file is too small for this operation to complete."), True),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
         (RuntimeError("expected all tensors to be on the same device"), False),
         (ImportError("No module named 'torch'"), False),
@@ -50,3 +52,28 @@ def test_everything_runs_on_a_device_with_memory_of_its_own(tmp_path):
 )
 def test_want_of_memory_is_told_from_other_errors(error, short):
     assert is_out_of_memory(error) == short
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "hands_over"),
+    (
+        ("mps", NotImplementedError("The operator 'aten::grid_sampler_3d' is not currently implemented"), True),
+        ("mps", TypeError("Cannot convert a MPS Tensor to float64 dtype"), True),
+        ("mps", RuntimeError("MPS does not support cumsum op with int64 input"), True),
+        ("mps", RuntimeError("expected all tensors to be on the same device"), False),
+        ("cuda", RuntimeError("MPS does not support cumsum op with int64 input"), False),
+        ("cuda", torch.OutOfMemoryError("CUDA out of memory."), True),
+        ("cpu", MemoryError(), False),
+    ),
+)
+def test_the_cpu_takes_over_what_a_device_cannot_do(kind, error, hands_over):
+    def work(device):
+        if device.type == kind:
+            raise error
+        return device.type
+
+    if hands_over:
+        assert run_on(torch.device(kind), work) == "cpu"
+    else:
+        with pytest.raises(type(error)):
+            run_on(torch.device(kind), work)
