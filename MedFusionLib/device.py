@@ -13,11 +13,13 @@ SHORT = (
     "out of memory",
     "allocate memory",
     "not enough memory",
+    "bad_alloc",
     "paging file is too small",
     "failed to map segment",
+    "cannot map zero-fill pages",
 )
-"""How torch, the systems (the fourth is Windows', whose number 1455 goes by other words in other languages) and loaders
-of shared libraries (the last) say that there is too little memory."""
+"""How torch, C++, the systems (that of the paging file is Windows', where it is error 1455 in every language) and, last,
+loaders of shared libraries say that there is too little memory."""
 
 
 def choose(name="auto"):

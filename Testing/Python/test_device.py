@@ -46,6 +46,8 @@ def test_everything_runs_on_a_device_with_memory_of_its_own(tmp_path):
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 31850496000 bytes."), True),
         (OSError("[WinError 1455] The paging file is too small for this operation to complete."), True),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (ImportError("libtorch_cpu.so: cannot map zero-fill pages"), True),
+        (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("expected all tensors to be on the same device"), False),
         (ImportError("No module named 'torch'"), False),
     ),

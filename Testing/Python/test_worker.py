@@ -557,8 +557,9 @@ except Exception as error:
 
 @linux
 def test_a_memory_limit_ends_in_an_error_of_the_device():
-    sources = (volume("CT", 1, (96, 256, 256)), volume("MR", 2, (96, 256, 256)))
-    limit = 300 * 2**20
+    sources = (volume("CT", 1, (128, 512, 512)), volume("MR", 2, (128, 512, 512)))
+    # Enough to load torch with, whose import fails in other words, and too little to fuse with.
+    limit = 700 * 2**20
     with worker.start(quick(sources=sources), memory_limit=limit) as job, pytest.raises(DeviceError, match="memory"):
         job.result()
 
