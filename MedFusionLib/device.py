@@ -18,8 +18,8 @@ SHORT = (
     "failed to map segment",
     "cannot map zero-fill pages",
 )
-"""How torch, C++, the systems (that of the paging file is Windows', where it is error 1455 in every language) and, last,
-loaders of shared libraries say that there is too little memory."""
+"""How torch, C++, the systems (Windows' paging file is error 1455 in every language) and, last, loaders of shared
+libraries say that there is too little memory."""
 
 
 def choose(name="auto"):
