@@ -21,7 +21,7 @@ class Units:
         self.count = len(sources)
 
     def __call__(self, window=(...,)):
-        """float32 (S, k, j, i): the part in a tuple of slices, by default all of it, what a source lacks filled in."""
+        """float32 (S, ...): the part that `window` indexes, by default all of it, what a source lacks filled in."""
         stack = self._shown(window)
         if self._lacks(window):
             best, _ = self._brightest(stack, window)
@@ -31,7 +31,7 @@ class Units:
         return stack
 
     def settle(self, window, shares):
-        """What was filled in belongs to the source that it came from: so do its shares (S, k, j, i), in place."""
+        """What was filled in belongs to the source that it came from: so do its shares (S, ...), in place."""
         if not self._lacks(window):
             return
         best, owner = self._brightest(self._shown(window), window)
@@ -46,8 +46,8 @@ class Units:
         return any(view is not None and not view[window].all() for view in self._views)
 
     def _brightest(self, stack, window):
-        """(float32, uint8) (k, j, i): the highest value of the sources that show a voxel, and which has it; -1 where
-        none does: what lies there stays as it is."""
+        """(float32, uint8) of the window: the highest value of the sources that show a voxel, and which has it; -1
+        where none does: what lies there stays as it is."""
         best = np.full(stack.shape[1:], -1, np.float32)
         owner = np.zeros(best.shape, np.uint8)
         for n, (unit, view) in enumerate(zip(stack, self._views, strict=True)):

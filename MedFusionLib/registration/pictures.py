@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,13 +159,13 @@ def _joined(pictures, axis):
 def _write_png(picture, path):
     import SimpleITK as sitk
 
-    from ..files import other_letters
+    from ..files import other_letters, written_beside
 
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medfusion-") as folder:
-            partial = os.path.join(folder, "sheet.png")
-            sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), partial)
-            os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        do = other_letters(path) or "check folder, space and rights."
-        raise FileError(f"the picture {path.name!r} cannot be written: {do}") from error
+    with written_beside(path) as partial:
+        png = partial.with_name("sheet.png")  # by which ITK knows the format, whatever ending was asked for
+        try:
+            sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), str(png))
+            os.replace(png, partial)
+        except (OSError, RuntimeError) as error:
+            do = other_letters(path) or "check folder, space and rights."
+            raise FileError(f"the picture {path.name!r} cannot be written: {do}") from error

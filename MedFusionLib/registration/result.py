@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,20 +181,20 @@ class Registration:
         """
         import SimpleITK as sitk
 
-        from ..files import other_letters, require_space
+        from ..files import other_letters, require_space, written_beside
 
         path = Path(path)
         require_transform(path, self.model)
         # HDF5 that runs out of space writes pages to standard error, and may end the process.
         require_space(path, HEADER + (0 if self.displacement is None else 8 * self.displacement.array.size))
-        try:
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".medfusion-") as folder:
-                partial = os.path.join(folder, path.name)
-                sitk.WriteTransform(self._itk_transform(0, self.fixed.size[2]), partial)
-                os.replace(partial, path)
-        except (OSError, RuntimeError) as error:
-            do = other_letters(path) or "check folder, space and rights."
-            raise FileError(f"the transform {path.name!r} cannot be written: {do}") from error
+        with written_beside(path) as partial:
+            try:
+                sitk.WriteTransform(self._itk_transform(0, self.fixed.size[2]), str(partial))
+                if not partial.exists():
+                    raise RuntimeError  # written under another name, see `other_letters`
+            except (OSError, RuntimeError) as error:
+                do = other_letters(path) or "check folder, space and rights."
+                raise FileError(f"the transform {path.name!r} cannot be written: {do}") from error
 
     def _itk_transform(self, start, stop):
         """The fixed -> moving map as ITK has it, for slices `start` to `stop` of the fixed grid."""

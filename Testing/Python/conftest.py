@@ -1,6 +1,23 @@
 """What tests of several files are given."""
 
+import os
+
 import pytest
+
+
+class _Windows:
+    """The module os as it names Windows."""
+
+    name = "nt"
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+
+@pytest.fixture
+def windows():
+    """To put in the place of a module's os."""
+    return _Windows()
 
 
 @pytest.fixture

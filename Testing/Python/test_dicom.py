@@ -1,7 +1,6 @@
 """DICOM series: geometry, HU, SUV, and what no volume can be made of. One set is real, the others are written here."""
 
 import logging
-import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -530,18 +529,12 @@ def test_a_reconstructed_spect(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "recon").array, stored)
 
 
-def test_letters_that_itk_mistakes_on_windows_are_said(tmp_path, monkeypatch):
+def test_letters_that_itk_mistakes_on_windows_are_said(tmp_path, monkeypatch, windows):
     """It takes the bytes of UTF-8 for letters of an old alphabet, and finds no file."""
     write_series(tmp_path / "M\xfcller")
 
-    class Windows:
-        name = "nt"
-
-        def __getattr__(self, name):
-            return getattr(os, name)
-
     read = sitk.ReadImage
-    monkeypatch.setattr(files, "os", Windows())
+    monkeypatch.setattr(files, "os", windows)
     monkeypatch.setattr(sitk, "ReadImage", lambda name, *options: read(name.encode().decode("cp1252"), *options))
     with pytest.raises(FileError, match=r"“Head” cannot be read: its path has letters other than A to Z"):
         read_volume(tmp_path / "M\xfcller")

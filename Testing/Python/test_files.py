@@ -328,7 +328,7 @@ def test_a_disk_that_fails_is_said():
         read_volume("/proc/self/mem")
 
 
-def test_letters_that_itk_mistakes_on_windows_are_said(tmp_path, monkeypatch):
+def test_letters_that_itk_mistakes_on_windows_are_said(tmp_path, monkeypatch, windows):
     """It takes the bytes of UTF-8 for letters of an old alphabet: it finds no file, or writes one of another name."""
     write_volume(scan(), tmp_path / "v.nrrd")
     (tmp_path / "v.nrrd").rename(tmp_path / "M\xfcller.nrrd")
@@ -340,14 +340,8 @@ def test_letters_that_itk_mistakes_on_windows_are_said(tmp_path, monkeypatch):
         def SetFileName(self, name):
             super().SetFileName(mistaken(name))
 
-    class Windows:
-        name = "nt"
-
-        def __getattr__(self, name):
-            return getattr(os, name)
-
     write = sitk.WriteImage
-    monkeypatch.setattr(files, "os", Windows())
+    monkeypatch.setattr(files, "os", windows)
     monkeypatch.setattr(sitk, "ImageFileReader", Reader)
     monkeypatch.setattr(sitk, "WriteImage", lambda image, name, **options: write(image, mistaken(name), **options))
     with pytest.raises(FileError, match="cannot be read: its path has letters other than A to Z"):
@@ -505,7 +499,7 @@ print(locale.localeconv()["decimal_point"])
     np.testing.assert_allclose(again.affine, volume.affine, atol=1e-5)
 
 
-def test_a_folder_of_windows_that_may_not_be_written_to_is_tried_once(tmp_path, monkeypatch):
+def test_a_folder_of_windows_that_may_not_be_written_to_is_tried_once(tmp_path, monkeypatch, windows):
     """os.access says that it may, and `tempfile` goes on to another name two thousand million times."""
     tried = []
 
@@ -513,13 +507,7 @@ def test_a_folder_of_windows_that_may_not_be_written_to_is_tried_once(tmp_path, 
         tried.append(path)
         raise PermissionError(errno.EACCES, "Access is denied", str(path))
 
-    class Windows:
-        name = "nt"
-
-        def __getattr__(self, name):
-            return getattr(os, name)
-
-    monkeypatch.setattr(tempfile, "_os", Windows())
+    monkeypatch.setattr(tempfile, "_os", windows)
     monkeypatch.setattr(tempfile, "TMP_MAX", 100)
     monkeypatch.setattr(os, "mkdir", refuse)
     places = (
